@@ -52,7 +52,7 @@ test-slow: install
 # Needs root, openssh-server, rsync and iproute2.
 test-cluster: install
 	.venv/bin/python tests/cluster/loopback.py
-	.venv/bin/python tests/cluster/apart.py
+	.venv/bin/python tests/cluster/no_shared_disk.py
 	.venv/bin/python tests/cluster/two_machines.py
 
 # The suite of executors on another release of Ray, in an environment of its own: make test-ray RAY=2.59.0

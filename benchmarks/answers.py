@@ -101,8 +101,8 @@ def main() -> None:
     found: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread each, load "
         f"{os.getloadavg()[0]:.0f}",
-        "against": _commit(options.against),
-        "this": _commit(HERE),
+        "against": _describe_tree(options.against),
+        "this": _describe_tree(HERE),
     }
     for load in ("described", "asked"):
         rounds = [[build.answer(load) for build in builds] for _ in range(options.rounds)]
@@ -120,7 +120,7 @@ def main() -> None:
     print(json.dumps(found, indent=None if options.json else 1))
 
 
-def _commit(tree: Path) -> str:
+def _describe_tree(tree: Path) -> str:
     """Return a tree's commit, and a hash of its uncommitted changes."""
     git = ["git", "-C", str(tree)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)

@@ -44,7 +44,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe_machine
 from chip_core.config.benchmark import GeneratorConfig
 from chip_core.config.trial import LoraConfig, ModelConfig
 from chip_core.evaluation import BENCHMARKS
@@ -75,8 +75,8 @@ def main() -> None:
     if (most := (1 + ARMS) * options.items * (options.rounds + 1)) > 1000:
         parser.error(f"--items and --rounds ask {most} questions, and the world has 1000")
     torch.set_num_threads(1)
-    machine = describe()
-    with tempfile.TemporaryDirectory() as name, served(Path(name), options.vllm) as server:
+    machine = describe_machine()
+    with tempfile.TemporaryDirectory() as name, serve_model(Path(name), options.vllm) as server:
         found = {
             "benchmark": "answers_server",
             "machine": machine,
@@ -84,8 +84,8 @@ def main() -> None:
             "concurrency": options.concurrency,
             "server": server.kind,
             "version": server.version,
-            "one model": _one(server, options),
-            "arms": _arms(server, options, Path(name)),
+            "one model": _measure_one_model(server, options),
+            "arms": _measure_arms(server, options, Path(name)),
         }
     if options.json:
         print(json.dumps(found))
@@ -124,7 +124,7 @@ class Server:
 
 
 @contextmanager
-def served(folder: Path, vllm: Path | None) -> Iterator[Server]:
+def serve_model(folder: Path, vllm: Path | None) -> Iterator[Server]:
     """Start transformers' server, or vLLM, with one thread."""
     port = free_port()
     place = ["--host", "127.0.0.1", "--port", str(port)]
@@ -134,7 +134,7 @@ def served(folder: Path, vllm: Path | None) -> Iterator[Server]:
         command = [str(program), "serve", *place, "--device", "cpu", "--dtype", "float32"]
         command += ["--log-level", "error"]
     else:
-        kind, model = "vllm", str(_with_vllms_names(folder / "model"))
+        kind, model = "vllm", str(_write_with_vllm_names(folder / "model"))
         version = read_version(str(vllm))
         command = [str(vllm), "serve", model, *place, "--dtype", "float32", "--enforce-eager"]
         command += ["--max-model-len", "256", "--enable-lora", "--max-loras", str(ARMS)]
@@ -159,7 +159,7 @@ def served(folder: Path, vllm: Path | None) -> Iterator[Server]:
         server.stop()
 
 
-def _with_vllms_names(folder: Path) -> Path:
+def _write_with_vllm_names(folder: Path) -> Path:
     """Write the embedded model with the vision tower's weights named as vLLM 0.32 reads them.
 
     They have the names of transformers 4, which folders from the hub have too.
@@ -182,22 +182,25 @@ class Way:
     times: int = 1  # how many answers a question gets
 
 
-def _one(server: Server, options: argparse.Namespace) -> dict[str, Any]:
+def _measure_one_model(server: Server, options: argparse.Namespace) -> dict[str, Any]:
     """Answer as many questions by each way. A server keeps what it read: it comes to them first."""
-    model = _base()
+    model = _load_base()
     generator = server.generator(options.concurrency)
-    rounds = _questions(options.items, options.rounds)
-    requests = _requests([item for items in rounds for item in items], model, server)
+    rounds = _draw_rounds(options.items, options.rounds)
+    requests = _make_requests([item for items in rounds for item in items], model, server)
     ways = [
-        Way("here", lambda items: _answered(TransformersGenerator(batch_size=64), items, model)),
+        Way(
+            "here",
+            lambda items: _collect_answers(TransformersGenerator(batch_size=64), items, model),
+        ),
         Way(
             "here, one at a time",
-            lambda items: _answered(TransformersGenerator(batch_size=1), items, model),
+            lambda items: _collect_answers(TransformersGenerator(batch_size=1), items, model),
         ),
-        Way("server", lambda items: _answered(generator, items, model)),
-        Way("bare", lambda items: _bare(server.url, items, requests)),
+        Way("server", lambda items: _collect_answers(generator, items, model)),
+        Way("bare", lambda items: _send_requests(server.url, items, requests)),
     ]
-    found = _rounds(ways, server, rounds)
+    found = _time_ways(ways, server, rounds)
     generator.close()
     own = found["server"]["seconds"]
     found["compared"] = {
@@ -208,31 +211,31 @@ def _one(server: Server, options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def _arms(server: Server, options: argparse.Namespace, at: Path) -> dict[str, Any]:
+def _measure_arms(server: Server, options: argparse.Namespace, at: Path) -> dict[str, Any]:
     """Answer a fifth of a round's questions by each arm, side by side, and the others by one."""
-    models = [_arm(at / f"arm-{number}", number) for number in range(ARMS)]
+    models = [_make_arm(at / f"arm-{number}", number) for number in range(ARMS)]
     generators = [server.generator(options.concurrency // ARMS or 1) for _ in models]
     alone, few = server.generator(options.concurrency), options.items
 
     def together(items: Sequence[Item]) -> Answers:
         with ThreadPoolExecutor(ARMS) as pool:
             said = pool.map(
-                lambda arm: _named(arm[0], items[:few], arm[1]),
+                lambda arm: _collect_named_answers(arm[0], items[:few], arm[1]),
                 zip(models, generators, strict=True),
             )
             return {key: text for answers in said for key, text in answers.items()}
 
     here = TransformersGenerator(batch_size=64)
     ways = [
-        Way("one arm, here", lambda items: _named(models[0], items[:few], here)),
+        Way("one arm, here", lambda items: _collect_named_answers(models[0], items[:few], here)),
         Way("four arms", together, times=ARMS),
         Way(
             "one arm, four times the items",
-            lambda items: _named(models[0], items[few:], alone),
+            lambda items: _collect_named_answers(models[0], items[few:], alone),
             times=ARMS,
         ),
     ]
-    found = _rounds(ways, server, _questions((1 + ARMS) * few, options.rounds), few)
+    found = _time_ways(ways, server, _draw_rounds((1 + ARMS) * few, options.rounds), few)
     four, one = (found[way.name]["seconds"] for way in ways[1:])
     found["compared"] = {"four arms over one": round(four / one, 3)}
     for generator in (*generators, alone):
@@ -240,13 +243,13 @@ def _arms(server: Server, options: argparse.Namespace, at: Path) -> dict[str, An
     return found
 
 
-def _questions(items: int, rounds: int) -> list[Sequence[Item]]:
+def _draw_rounds(items: int, rounds: int) -> list[Sequence[Item]]:
     """Return each round's questions, which no other one has; the first warms up."""
     world = BENCHMARKS["shapes"].items("report", data=None, protocol="official")
     return [world[number * items : (number + 1) * items] for number in range(rounds + 1)]
 
 
-def _rounds(
+def _time_ways(
     ways: Sequence[Way], server: Server, rounds: Sequence[Sequence[Item]], few: int | None = None
 ) -> dict[str, dict[str, Any]]:
     """Let ways take turns; return each one's middle round.
@@ -261,10 +264,10 @@ def _rounds(
     said: dict[str, Answers] = {}
     for number, items in enumerate(rounds):
         for way in ways:
-            before = _clocks(server)
+            before = _read_clocks(server)
             said[way.name] = way.answer(items)
             if number:  # the first one warms up
-                after = _clocks(server)
+                after = _read_clocks(server)
                 taken[way.name].append(
                     (after[0] - before[0], after[1] - before[1], after[2] - before[2])
                 )
@@ -288,11 +291,11 @@ def _rounds(
     return found
 
 
-def _clocks(server: Server) -> tuple[float, float, float]:
+def _read_clocks(server: Server) -> tuple[float, float, float]:
     return time.perf_counter(), time.process_time(), server.cpu_seconds()
 
 
-def _answered(generator: Any, items: Sequence[Item], model: AnsweringModel) -> Answers:
+def _collect_answers(generator: Any, items: Sequence[Item], model: AnsweringModel) -> Answers:
     said: Answers = {}
     generator.answer(
         items, model, LONGEST, lambda made: said.update((item.id, a.text) for item, a in made)
@@ -300,18 +303,18 @@ def _answered(generator: Any, items: Sequence[Item], model: AnsweringModel) -> A
     return said
 
 
-def _named(model: AnsweringModel, items: Sequence[Item], generator: Any) -> Answers:
+def _collect_named_answers(model: AnsweringModel, items: Sequence[Item], generator: Any) -> Answers:
     """Return an arm's answers by its name and the item's."""
-    said = _answered(generator, items, model)
+    said = _collect_answers(generator, items, model)
     return {f"{model.weights} {item}": text for item, text in said.items()}
 
 
-def _base() -> AnsweringModel:
+def _load_base() -> AnsweringModel:
     model, processor = loading.load(ModelConfig(path="shapes"))
     return AnsweringModel(model=model, processor=processor, weights="base", base=str(MODEL_FOLDER))
 
 
-def _arm(folder: Path, seed: int) -> AnsweringModel:
+def _make_arm(folder: Path, seed: int) -> AnsweringModel:
     """Return an arm with an adapter that changes what is said, as PEFT saves it."""
     import peft
 
@@ -336,7 +339,9 @@ def _arm(folder: Path, seed: int) -> AnsweringModel:
     )
 
 
-def _requests(items: Sequence[Item], model: AnsweringModel, server: Server) -> dict[str, bytes]:
+def _make_requests(
+    items: Sequence[Item], model: AnsweringModel, server: Server
+) -> dict[str, bytes]:
     """Return the bodies that the generator sends, by item."""
     from chip_core.evaluation.generators.openai import question_parts, request_keys
 
@@ -353,7 +358,7 @@ def _requests(items: Sequence[Item], model: AnsweringModel, server: Server) -> d
     }
 
 
-def _bare(url: str, items: Sequence[Item], requests: Mapping[str, bytes]) -> Answers:
+def _send_requests(url: str, items: Sequence[Item], requests: Mapping[str, bytes]) -> Answers:
     place = urlsplit(url)
     assert place.hostname is not None
     connection = http.client.HTTPConnection(place.hostname, place.port, timeout=600)

@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.machine import describe, line, spread
+from benchmarks.machine import describe_machine, format_machine, summarize_repeats
 
 REPEATS = 3
 #: Parameters that take 1 GB in fp32.
@@ -38,7 +38,7 @@ TRAINED = {
 }
 
 
-def build(folder: Path, dtype: str, layers: int | None = None) -> int:
+def write_model(folder: Path, dtype: str, layers: int | None = None) -> int:
     """Write the model, with this number of layers, and return its file's size in bytes."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -57,13 +57,13 @@ def build(folder: Path, dtype: str, layers: int | None = None) -> int:
     return (folder / "model.safetensors").stat().st_size
 
 
-def held() -> dict[str, float]:
+def read_memory() -> dict[str, float]:
     """Return this process's memory, in GB."""
     found = psutil.Process().memory_full_info()
     return {f"{kind}_gb": round(getattr(found, kind) / 1e9, 3) for kind in ("rss", "pss", "uss")}
 
 
-def slot(folder: Path, trained: str) -> None:
+def run_slot(folder: Path, trained: str) -> None:
     """Load repeatedly; print the costs, and print the memory held at each line on stdin."""
     from chip_core.config.trial import ModelConfig, TrialConfig
     from chip_core.models.base_models import BASE_MODELS
@@ -73,13 +73,13 @@ def slot(folder: Path, trained: str) -> None:
     load(ModelConfig(path="shapes"))
     config = TrialConfig.model_validate({"model": str(folder), **TRAINED[trained]})
     BASE_MODELS.enable()
-    before, loads, model = held(), [], None
+    before, loads, model = read_memory(), [], None
     for _ in range(1 + REPEATS):
         del model  # as when the previous trial ends
         began, cpu = time.perf_counter(), time.process_time()
         model, _processor = load(config.model, config=config)
         wall, spent = time.perf_counter() - began, time.process_time() - cpu
-        loads.append({"wall_s": round(wall, 4), "cpu_s": round(spent, 4), **held()})
+        loads.append({"wall_s": round(wall, 4), "cpu_s": round(spent, 4), **read_memory()})
     cpu = time.process_time()
     for weights in select_trained_parameters(model, config).values():
         for weight in weights.values():
@@ -87,7 +87,7 @@ def slot(folder: Path, trained: str) -> None:
     written = time.process_time() - cpu
     print(json.dumps({"before": before, "loads": loads, "first_write_cpu_s": round(written, 4)}))
     for _ in sys.stdin:
-        print(json.dumps(held()), flush=True)
+        print(json.dumps(read_memory()), flush=True)
 
 
 def measure(folder: Path, trained: str) -> dict[str, Any]:
@@ -112,7 +112,8 @@ def measure(folder: Path, trained: str) -> dict[str, Any]:
         asked.close()
         one.wait()
     later = {
-        kind: spread([each[kind] for each in found[0]["loads"][1:]]) for kind in ("cpu_s", "wall_s")
+        kind: summarize_repeats([each[kind] for each in found[0]["loads"][1:]])
+        for kind in ("cpu_s", "wall_s")
     }
     first = found[0]["loads"][0]
     return {
@@ -130,20 +131,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trained", choices=[*TRAINED], help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.slot is not None:
-        slot(options.slot, options.trained)
+        run_slot(options.slot, options.trained)
         return
-    machine = describe()
+    machine = describe_machine()
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as above:
         for dtype in ("float32", "bfloat16"):
             folder = Path(above) / dtype
-            figures[dtype] = {"file_bytes": build(folder, dtype)}
+            figures[dtype] = {"file_bytes": write_model(folder, dtype)}
             for trained in TRAINED:
                 figures[dtype][trained] = measure(folder, trained)
     if options.json:
         print(json.dumps({"benchmark": "base_model", "machine": machine, "figures": figures}))
         return
-    print(line(machine))
+    print(format_machine(machine))
     for dtype, parts in figures.items():
         for name in TRAINED:
             part = parts[name]

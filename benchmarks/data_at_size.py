@@ -28,8 +28,8 @@ from typing import Any
 
 import psutil
 
-from benchmarks.data_check import PICTURES, pictures
-from benchmarks.machine import describe, line
+from benchmarks.data_check import PICTURES, make_pictures
+from benchmarks.machine import describe_machine, format_machine
 
 #: Settings of the recipe `shapes` for each training.
 SETTINGS = [
@@ -45,7 +45,7 @@ def write_rows(file: Path, rows: int) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    shown, writer = pictures(), None
+    shown, writer = make_pictures(), None
     for first in range(0, rows, GROUP):
         table = pa.Table.from_pylist(
             [
@@ -67,7 +67,7 @@ def write_rows(file: Path, rows: int) -> None:
     writer.close()
 
 
-def start(file: Path, out: Path, cache: Path) -> dict[str, float]:
+def train_one_step(file: Path, out: Path, cache: Path) -> dict[str, float]:
     """Train one step on a file; return seconds and memory."""
     began = time.perf_counter()
     process = subprocess.Popen(
@@ -83,7 +83,7 @@ def start(file: Path, out: Path, cache: Path) -> dict[str, float]:
     most = {"pss_mb": 0.0, "rss_mb": 0.0}
     first_step = 0.0
     while process.poll() is None:
-        for name, held in _held(process.pid).items():
+        for name, held in _read_memory(process.pid).items():
             most[name] = max(most[name], held)
         curves = out / "curves.jsonl"
         if not first_step and curves.exists() and curves.stat().st_size:
@@ -102,7 +102,7 @@ def start(file: Path, out: Path, cache: Path) -> dict[str, float]:
     }
 
 
-def _held(process: int) -> dict[str, float]:
+def _read_memory(process: int) -> dict[str, float]:
     """Return the memory of a process and its descendants, in MB; nothing if it is gone."""
     try:
         whole = psutil.Process(process)
@@ -115,7 +115,9 @@ def _held(process: int) -> dict[str, float]:
     }
 
 
-def told(few: dict[str, Any], many: dict[str, Any], rows: int) -> dict[str, dict[str, float]]:
+def extrapolate(
+    few: dict[str, Any], many: dict[str, Any], rows: int
+) -> dict[str, dict[str, float]]:
     """Extrapolate to a number of rows: the cost of few, and that of each further row."""
     further = (rows - few["rows"]) / (many["rows"] - few["rows"])
     return {
@@ -133,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--told", type=int, default=83_000, help="rows that figures are told for")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args(arguments)
-    machine, measured = describe(), []
+    machine, measured = describe_machine(), []
     for rows in options.rows:
         with tempfile.TemporaryDirectory() as above:
             folder = Path(above)
@@ -143,15 +145,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 {
                     "rows": rows,
                     "file_mb": round(file.stat().st_size / 1e6, 1),
-                    "first": start(file, folder / "first", folder / "cache"),
-                    "later": start(file, folder / "later", folder / "cache"),
+                    "first": train_one_step(file, folder / "first", folder / "cache"),
+                    "later": train_one_step(file, folder / "later", folder / "cache"),
                 }
             )
-    result = {"measured": measured, f"told for {options.told}": told(*measured, options.told)}
+    result = {
+        "measured": measured,
+        f"told for {options.told}": extrapolate(*measured, options.told),
+    }
     if options.json:
         print(json.dumps({"benchmark": "data_at_size", "machine": machine, **result}))
         return
-    print(line(machine))
+    print(format_machine(machine))
     print(json.dumps(result, indent=2))
 
 

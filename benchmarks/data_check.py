@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.machine import describe, line, spread
+from benchmarks.machine import describe_machine, format_machine, summarize_repeats
 
 SIDE = 336  # pixels
 PICTURES = 200  # different ones
@@ -35,7 +35,7 @@ WORDS = ["a", "red", "ball", "lies", "on", "green", "grass", "beside", "two", "d
 COMMAND = "from orchestrator.cli import main; main()"
 
 
-def pictures() -> list[bytes]:
+def make_pictures() -> list[bytes]:
     """Return pictures as files, every second one a PNG."""
     draw = np.random.default_rng(0)
     made = []
@@ -51,7 +51,7 @@ def pictures() -> list[bytes]:
 def write_rows(folder: Path, rows: int, kind: str) -> Path:
     """Write a data set of a kind, `parquet` or `jsonl`; return its file."""
     draw = np.random.default_rng(1)
-    shown = pictures()
+    shown = make_pictures()
     texts = [" ".join(draw.permutation(WORDS)) for _ in range(3 * rows)]
     said = [
         {"question": f"{one}?", "chosen": f"{two}.", "rejected": f"{three}."}
@@ -109,14 +109,14 @@ def measure(builds: dict[str, Path], file: Path, rows: int, pairs: int) -> dict[
         turns.append({name: check(build, file, rows) for name, build in order})
     found: dict[str, Any] = {
         name: {
-            clock: spread([rows / turn[name][f"{clock}_s"] for turn in turns])
+            clock: summarize_repeats([rows / turn[name][f"{clock}_s"] for turn in turns])
             for clock in ("cpu", "wall")
         }
         for name in builds
     }
     if len(builds) == 2:
         found["this_over_other"] = {
-            clock: spread(
+            clock: summarize_repeats(
                 [turn["other"][f"{clock}_s"] / turn["this"][f"{clock}_s"] for turn in turns]
             )
             for clock in ("cpu", "wall")
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--other", type=Path, help="a checkout of another build")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    machine = describe()
+    machine = describe_machine()
     builds = {"this": Path(__file__).resolve().parent.parent}
     if options.other is not None:
         builds["other"] = options.other.resolve()
@@ -150,7 +150,7 @@ def main() -> None:
         }
         print(json.dumps(result))
         return
-    print(line(machine))
+    print(format_machine(machine))
     for kind, found in figures.items():
         for name, by_clock in found.items():
             said = ", ".join(

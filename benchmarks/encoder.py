@@ -26,16 +26,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe, line, spread
+from benchmarks.machine import describe_machine, format_machine, summarize_repeats
 
 HERE = Path(__file__).resolve().parent.parent
 PROGRAM = "from orchestrator.cli import program; program()"
 #: Seconds within which all processes of a finished run must be gone.
-PATIENCE = 120.0
+MAX_SECONDS = 120.0
 
 
 @contextlib.contextmanager
-def control_group() -> Iterator[Path]:
+def create_control_group() -> Iterator[Path]:
     """Create a control group below this process's own; remove it with all that is left in it.
 
     Raises:
@@ -63,32 +63,32 @@ def control_group() -> Iterator[Path]:
         yield group
     finally:
         (group / "cgroup.kill").write_text("1")
-        is_empty(group)
+        wait_until_empty(group)
         group.rmdir()
 
 
-def is_empty(group: Path) -> bool:
+def wait_until_empty(group: Path) -> bool:
     """Wait for the last process of a control group to end; return whether it did."""
-    until = time.monotonic() + PATIENCE
-    while stat(group, "cgroup.events")["populated"] and time.monotonic() < until:
+    until = time.monotonic() + MAX_SECONDS
+    while read_group_stat(group, "cgroup.events")["populated"] and time.monotonic() < until:
         time.sleep(0.1)
-    return not stat(group, "cgroup.events")["populated"]
+    return not read_group_stat(group, "cgroup.events")["populated"]
 
 
-def stat(group: Path, file: str) -> dict[str, int]:
+def read_group_stat(group: Path, file: str) -> dict[str, int]:
     """Return a control group's figures."""
     words = [words.split() for words in (group / file).read_text().splitlines()]
     return {name: int(value) for name, value, *_ in words}
 
 
-def spent(checkout: Path, words: Sequence[str]) -> dict[str, float]:
+def time_program(checkout: Path, words: Sequence[str]) -> dict[str, float]:
     """Run a checkout's program and return the seconds that it took.
 
     Raises:
         SystemExit: it failed, or left processes behind.
     """
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    with tempfile.TemporaryDirectory() as folder, control_group() as group:
+    with tempfile.TemporaryDirectory() as folder, create_control_group() as group:
 
         def join() -> None:
             (group / "cgroup.procs").write_text(str(os.getpid()))
@@ -107,13 +107,13 @@ def spent(checkout: Path, words: Sequence[str]) -> dict[str, float]:
         wall = time.perf_counter() - began
         if done.returncode != 0:
             raise SystemExit(f"{checkout} failed ({done.returncode}):\n{done.stdout[-2000:]}")
-        if not is_empty(group):
+        if not wait_until_empty(group):
             left = (group / "cgroup.procs").read_text().split()
             raise SystemExit(f"{checkout} left processes behind: {', '.join(left)}")
-        return {"wall_s": wall, "cpu_s": stat(group, "cpu.stat")["usage_usec"] / 1e6}
+        return {"wall_s": wall, "cpu_s": read_group_stat(group, "cpu.stat")["usage_usec"] / 1e6}
 
 
-def commit(checkout: Path) -> str:
+def find_commit(checkout: Path) -> str:
     """Return a checkout's commit."""
     said = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=checkout, capture_output=True, text=True
@@ -131,30 +131,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0")):
         os.environ.setdefault(name, value)
-    machine = describe()
+    machine = describe_machine()
     checkouts = {"here": HERE, "other": options.other.resolve()}
     words = [options.study, *(word for each in options.set for word in ("--set", each))]
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
     for number in range(options.rounds):
         order = list(checkouts.items())  # neither is always the first
         for name, checkout in order if number % 2 == 0 else order[::-1]:
-            runs[name].append(spent(checkout, words))
+            runs[name].append(time_program(checkout, words))
     figures: dict[str, Any] = {
         name: {
-            "commit": commit(checkouts[name]),
-            **{kind: spread([run[kind] for run in found]) for kind in ("cpu_s", "wall_s")},
+            "commit": find_commit(checkouts[name]),
+            **{
+                kind: summarize_repeats([run[kind] for run in found])
+                for kind in ("cpu_s", "wall_s")
+            },
         }
         for name, found in runs.items()
     }
     for kind in ("cpu_s", "wall_s"):
         pairs = zip(runs["here"], runs["other"], strict=True)
         ratios = [here[kind] / other[kind] for here, other in pairs]
-        figures[f"{kind}, here over other"] = spread(ratios)
+        figures[f"{kind}, here over other"] = summarize_repeats(ratios)
     if options.json:
         given = {"benchmark": "encoder", "study": words, "machine": machine, "figures": figures}
         print(json.dumps(given))
         return
-    print(line(machine))
+    print(format_machine(machine))
     for name in checkouts:
         found = figures[name]
         cpu, wall = found["cpu_s"]["median"], found["wall_s"]["median"]

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe, line, spread
+from benchmarks.machine import describe_machine, format_machine, summarize_repeats
 from benchmarks.startup import Meter
 
 SMALL = """
@@ -45,10 +45,10 @@ PROGRAM = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
 def measure(study: str, executor: str, workdir: Path, extra: Sequence[str]) -> dict[str, Any]:
     """Return the estimated and the actual cost, in seconds."""
     given = [study, "--executor", executor, "--workdir", str(workdir), "--json", *extra]
-    calibration, planned = _timed([*PROGRAM, "plan", *given, "--calibrate"])
+    calibration, planned = _time_command([*PROGRAM, "plan", *given, "--calibrate"])
     cost = planned["cost"]
     assert cost["known"], f"not all is known: {cost['unknown']}, {cost['not_calibrated']}"
-    taken, ran = _timed([*PROGRAM, "run", *given])
+    taken, ran = _time_command([*PROGRAM, "run", *given])
     assert not ran["failed"], f"trials failed: {ran['failed']}"
     estimated = 3600 * cost["cpu_hours"]
     return {
@@ -56,7 +56,7 @@ def measure(study: str, executor: str, workdir: Path, extra: Sequence[str]) -> d
         "calibration_wall_s": calibration["wall_s"],
         "estimated_cpu_s": estimated,
         "taken_cpu_s": taken["cpu_s"],
-        "trials_cpu_s": _noted(workdir),
+        "trials_cpu_s": _sum_recorded_cpu(workdir),
         "estimated_over_taken": estimated / taken["cpu_s"],
         "estimated_wall_s": cost["wall_seconds"],
         "taken_wall_s": taken["wall_s"],
@@ -64,7 +64,7 @@ def measure(study: str, executor: str, workdir: Path, extra: Sequence[str]) -> d
     }
 
 
-def _timed(command: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _time_command(command: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run a command that prints JSON; return the cost of all its processes, and its output."""
     meter = Meter()
     before = meter.read()  # of this process, and of others that it started
@@ -78,7 +78,7 @@ def _timed(command: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     return taken, json.loads(done.stdout.splitlines()[-1])
 
 
-def _noted(workdir: Path) -> float:
+def _sum_recorded_cpu(workdir: Path) -> float:
     """Return the CPU seconds that the trials recorded, without reference passes."""
     from orchestrator.state.ledger import Ledger
 
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0")):
         os.environ.setdefault(name, value)
-    machine = describe()
+    machine = describe_machine()
     extra = [word for change in options.set for word in ("--set", change)]
     repeats = []
     for number in range(options.repeats):
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 study = str(file)
             repeats.append(measure(study, options.executor, Path(folder) / "w", extra))
         if not options.json:
-            print(f"repeat {number + 1}: {_words(repeats[-1])}", flush=True)
+            print(f"repeat {number + 1}: {_format_figures(repeats[-1])}", flush=True)
     ratio = statistics.median(each["estimated_over_taken"] for each in repeats)
     figures = {
         "study": "small" if options.small else options.study,
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "estimated_over_taken": ratio,
         "within_25_percent": abs(ratio - 1) <= 0.25,
         **{
-            name: spread([each[name] for each in repeats])
+            name: summarize_repeats([each[name] for each in repeats])
             for name in repeats[0]
             if name != "by_process"
         },
@@ -125,12 +125,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json:
         print(json.dumps({"benchmark": "estimate", "machine": machine, "figures": figures}))
         return
-    print(line(machine))
+    print(format_machine(machine))
     within = "within" if figures["within_25_percent"] else "NOT within"
     print(f"median: estimated {ratio:.0%} of what was taken: {within} 25 %")
 
 
-def _words(found: dict[str, Any]) -> str:
+def _format_figures(found: dict[str, Any]) -> str:
     return (
         f"estimated {found['estimated_cpu_s']:.0f} CPU s, taken {found['taken_cpu_s']:.0f} "
         f"({found['estimated_over_taken']:.0%}), of which the trials noted "

@@ -44,9 +44,9 @@ def main() -> None:
     found = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread, torch "
         f"{torch.__version__}",
-        "described": described(),
-        "asked": asked(),
-        "depends on the batch": dependence(),
+        "described": measure_descriptions(),
+        "asked": measure_questions(),
+        "depends on the batch": count_batch_dependent(),
     }
     if options.json:
         print(json.dumps(found))
@@ -59,7 +59,7 @@ def main() -> None:
         print(f"{what}: {changed} of {of} answers are others in batches of {BATCH}")
 
 
-def described() -> dict[str, float]:
+def measure_descriptions() -> dict[str, float]:
     """Answer 64 questions of the embedded world."""
     model, processor = loading.load(ModelConfig(path="shapes"))
     items = BENCHMARKS["shapes"].items("report", data=None, protocol="official")[:64]
@@ -67,12 +67,12 @@ def described() -> dict[str, float]:
     def way(size: int) -> Callable[[], Any]:
         return lambda: generate(model, processor, items, max_new_tokens=32, batch_size=size)
 
-    rates = _rates({"one at a time": way(1), f"batches of {BATCH}": way(BATCH)}, len(items))
+    rates = _measure_rates({"one at a time": way(1), f"batches of {BATCH}": way(BATCH)}, len(items))
     single, batched = rates.values()
     return {**rates, "batches against one at a time": batched / single}
 
 
-def asked() -> dict[str, float]:
+def measure_questions() -> dict[str, float]:
     """Answer 14 questions on each of 4 pictures."""
     model, processor = large_pictures()
     items = questions(pictures=4, each=14)
@@ -82,7 +82,7 @@ def asked() -> dict[str, float]:
             model, processor, items, max_new_tokens=1, batch_size=size, share_prefix=share
         )
 
-    rates = _rates(
+    rates = _measure_rates(
         {
             "one at a time": way(1, False),
             f"batches of {BATCH}": way(BATCH, False),
@@ -99,7 +99,7 @@ def asked() -> dict[str, float]:
     }
 
 
-def dependence() -> dict[str, tuple[int, int]]:
+def count_batch_dependent() -> dict[str, tuple[int, int]]:
     """Count the answers that change when they are computed in batches."""
     items = BENCHMARKS["shapes"].items("report", data=None, protocol="official")[:200]
     changed = {}
@@ -125,6 +125,7 @@ def dependence() -> dict[str, tuple[int, int]]:
     return changed
 
 
+# benchmarks/answers.py imports the next two from other builds, too: their names stay.
 def large_pictures() -> tuple[Any, Any]:
     """Return a LLaVA with random weights whose pictures are 576 tokens, with shapes' words."""
     _, processor = loading.load(ModelConfig(path="shapes"))
@@ -176,7 +177,7 @@ def questions(*, pictures: int, each: int) -> list[Item]:
     return items
 
 
-def _rates(ways: dict[str, Callable[[], Any]], items: int) -> dict[str, float]:
+def _measure_rates(ways: dict[str, Callable[[], Any]], items: int) -> dict[str, float]:
     """Return items a second of each way; the ways take turns."""
     best = dict.fromkeys(ways, float("inf"))
     answers: dict[str, Sequence[str]] = {}

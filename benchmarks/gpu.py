@@ -32,9 +32,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import trl_dpo
-from benchmarks.machine import describe, line, spread
-from benchmarks.naive import naive_loss
-from benchmarks.step import floor, has_trl
+from benchmarks.machine import describe_machine, format_machine, summarize_repeats
+from benchmarks.naive import compute_naive_loss
+from benchmarks.step import compute_floor, has_trl
 from benchmarks.workload import Workload
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
@@ -77,11 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device is here: name --device cpu, with --size tiny")
     figures = measure(given, device)
-    report = {"benchmark": "gpu", "machine": describe(), "settings": vars(given), **figures}
+    report = {"benchmark": "gpu", "machine": describe_machine(), "settings": vars(given), **figures}
     if given.json:
         print(json.dumps(report))
         return
-    print(line(report["machine"]))
+    print(format_machine(report["machine"]))
     for name, part in figures["ways"].items():
         shown = (f"{what} {value}" for what, value in part.items() if what != "seconds")
         print(f"  {name:17} {part['seconds']['median']:.3f} s  " + "  ".join(shown))
@@ -100,32 +100,32 @@ def measure(given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         }
     )
     whole = workload.batch(visual=True).to(device)  # the released code reads it for plain DPO too
-    batch = whole if config.objective.needs_rejected_image else without_image(whole)
+    batch = whole if config.objective.needs_rejected_image else drop_image(whole)
     prefixes = 1 if batch.rejected_image is None else 2
     tokens = prefixes * (batch.prompts.ids.numel() + batch.chosen.ids.numel())
     tokens += batch.rejected.ids.numel()
     model = attach_adapters(workload.built(torch.bfloat16, device), config)
     set_trained(model, config)
     with use_packed_attention(model), FlopCounterMode(display=False) as counted:
-        floor(model, batch).backward()
+        compute_floor(model, batch).backward()
     operations = counted.get_total_flops()
     ways = {}
-    for name, step in _ways(model, config, whole, batch, workload, given).items():
-        ways[name] = _timed(step, model, device, given.rounds)
+    for name, step in _list_ways(model, config, whole, batch, workload, given).items():
+        ways[name] = _time_way(step, model, device, given.rounds)
         seconds = ways[name]["seconds"]["median"]
         ways[name]["tokens/s"] = round(tokens / seconds)
-        peak = peak_of(given.peak_tflops, device)
+        peak = find_peak_operations(given.peak_tflops, device)
         if peak is not None:
             ways[name]["mfu"] = round(operations / seconds / peak, 4)
     return {"unique tokens": tokens, "floor operations": operations, "ways": ways}
 
 
-def without_image(batch: PairBatch) -> PairBatch:
+def drop_image(batch: PairBatch) -> PairBatch:
     """Return a batch as an objective without a visual term reads it."""
     return replace(batch, rejected_image_prompts=None, rejected_image=None)
 
 
-def _ways(
+def _list_ways(
     model: Any,
     config: TrialConfig,
     whole: PairBatch,
@@ -142,7 +142,7 @@ def _ways(
             with torch.no_grad():
                 return reference.original(model, *args, **inputs)
 
-        return naive_loss(model, frozen, whole, config.objective)
+        return compute_naive_loss(model, frozen, whole, config.objective)
 
     def packed(live: bool) -> Callable[[], Tensor]:
         def step() -> Tensor:
@@ -155,16 +155,16 @@ def _ways(
     ways = {"naive": naive, "live reference": packed(True), "stored reference": packed(False)}
     if given.objective == "dpo" and has_trl():
         cpu = given.device == "cpu"
-        theirs = trl_dpo.trainer(
+        theirs = trl_dpo.make_trainer(
             model, None, workload, pairs=given.pairs, bf16=not cpu, use_cpu=cpu
         )
-        inputs = trl_dpo.collated(theirs, 0, workload)
+        inputs = trl_dpo.collate_pairs(theirs, 0, workload)
         inputs = {name: value.to(batch.prompts.ids.device) for name, value in inputs.items()}
         ways["trl"] = lambda: theirs.compute_loss(theirs.model, dict(inputs))
     return ways
 
 
-def _timed(
+def _time_way(
     step: Callable[[], Tensor], model: Any, device: torch.device, rounds: int
 ) -> dict[str, Any]:
     """Return seconds and peak GiB of a way; a first round is not counted."""
@@ -181,13 +181,13 @@ def _timed(
             torch.cuda.synchronize()
         if number:
             seconds.append(time.perf_counter() - began)
-    figures: dict[str, Any] = {"seconds": spread(seconds)}
+    figures: dict[str, Any] = {"seconds": summarize_repeats(seconds)}
     if cuda:
         figures["peak GiB"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     return figures
 
 
-def peak_of(told: float | None, device: torch.device) -> float | None:
+def find_peak_operations(told: float | None, device: torch.device) -> float | None:
     """Return a device's operations a second, as given or as known, or None."""
     if told is not None:
         return told * 1e12

@@ -37,8 +37,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import SIZES, measure, peak_of
-from benchmarks.machine import describe, line
+from benchmarks.gpu import SIZES, find_peak_operations, measure
+from benchmarks.machine import describe_machine, format_machine
 from benchmarks.workload import Workload
 from chip_core.config.trial import TrialConfig
 from chip_core.data.preferences import Pairs, PreferencePair
@@ -69,7 +69,7 @@ TEMPLATE = (
 )
 
 
-class HeldPairs(list[PreferencePair], Pairs):
+class ListPairs(list[PreferencePair], Pairs):
     """Pairs that are all in memory."""
 
 
@@ -121,10 +121,10 @@ class Setting:
         processor.chat_template = processor.tokenizer.chat_template = TEMPLATE
         return processor
 
-    def pairs(self, number: int) -> HeldPairs:
+    def pairs(self, number: int) -> ListPairs:
         """Return pairs of one length."""
         rows = replace(self.workload, chosen=(CHOSEN,), rejected=(REJECTED,)).rows(number)
-        return HeldPairs(
+        return ListPairs(
             PreferencePair(
                 id=str(place),
                 image=row["images"][0],
@@ -170,14 +170,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device is here: name --device cpu, with --size tiny")
-    report: dict[str, Any] = {"benchmark": "gpu_acceptance", "machine": _machine()}
+    report: dict[str, Any] = {"benchmark": "gpu_acceptance", "machine": _describe_machine()}
     report["settings"] = {name: str(value) for name, value in vars(given).items()}
     given.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     report["parts"] = rows
     with tempfile.TemporaryDirectory(prefix="acceptance-") as folder:
-        for name, part in _parts(given, device, Path(folder)):
-            rows.append(_row(name, part))
+        for name, part in _iter_parts(given, device, Path(folder)):
+            rows.append(_run_part(name, part))
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             (given.out / "acceptance.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -185,10 +185,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(row["ok"] for row in rows) else 1
 
 
-def _machine() -> dict[str, Any]:
+def _describe_machine() -> dict[str, Any]:
     try:
-        machine = describe()
-        print(line(machine), flush=True)
+        machine = describe_machine()
+        print(format_machine(machine), flush=True)
     except ModuleNotFoundError:  # a minimal environment has no psutil
         machine = {"torch": torch.__version__}
         if torch.cuda.is_available():
@@ -196,7 +196,7 @@ def _machine() -> dict[str, Any]:
     return machine
 
 
-def _row(name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _run_part(name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Run a part; an exception becomes its row."""
     began = time.perf_counter()
     try:
@@ -207,31 +207,34 @@ def _row(name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return {"part": name, **found, "seconds": round(time.perf_counter() - began, 1)}
 
 
-def _parts(
+def _iter_parts(
     given: Namespace, device: torch.device, folder: Path
 ) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     close = Setting(Workload(chosen=(9, 5), rejected=(7, 12), **CLOSE), device, folder)
     size = {"image_tokens": 576, **SIZES[given.size]}
     whole = Setting(Workload(chosen=(CHOSEN,), rejected=(REJECTED,), **size), device, folder)
-    peak = peak_of(given.peak_tflops, device)
-    yield "exact fp32", lambda: exact(close, "fp32", 1e-5)
-    yield "exact bf16", lambda: exact(close, "bf16", 2e-2)
-    yield "repeat", lambda: repeat(close)
-    yield "resume", lambda: resume(close)
-    yield "fsdp", lambda: fsdp(close)
+    peak = find_peak_operations(given.peak_tflops, device)
+    yield "exact fp32", lambda: check_exactness(close, "fp32", 1e-5)
+    yield "exact bf16", lambda: check_exactness(close, "bf16", 2e-2)
+    yield "repeat", lambda: check_repeatability(close)
+    yield "resume", lambda: check_resumption(close)
+    yield "fsdp", lambda: check_fsdp(close)
     for train in ("lora", "full"):
-        yield train, lambda train=train: trained(whole, train, given.steps, peak)  # type: ignore[misc]
+        yield train, lambda train=train: time_training(whole, train, given.steps, peak)  # type: ignore[misc]
     if device.type == "cuda":  # on a CPU it takes minutes and gains little
-        yield "lora compiled", lambda: trained(whole, "lora", given.steps, peak, compiled=True)
+        yield (
+            "lora compiled",
+            lambda: time_training(whole, "lora", given.steps, peak, compiled=True),
+        )
     ways = Namespace(
         size=given.size, device=given.device, train="lora", objective="dpo", pairs=1,
         image_tokens=size["image_tokens"], rounds=3, peak_tflops=given.peak_tflops,
     )  # fmt: skip
     yield "ways", lambda: measure(ways, device)
-    yield "answers", lambda: answers(whole, items=16)
+    yield "answers", lambda: time_answers(whole, items=16)
 
 
-def exact(setting: Setting, dtype: str, limit: float) -> dict[str, Any]:
+def check_exactness(setting: Setting, dtype: str, limit: float) -> dict[str, Any]:
     """Compare a packed row with separate passes, and a reference that is read with one that is not.
 
     Raises:
@@ -254,10 +257,10 @@ def exact(setting: Setting, dtype: str, limit: float) -> dict[str, Any]:
             norms = torch.stack([part.float().norm() for part in gradients])
             known = [one.logps for one in live.views.values() if one.logps is not None]
             found[shared] = torch.cat([logps.float().flatten() for logps in known]), norms
-            ratio = max(float(part.abs().max()) for part in _rewards(result))
+            ratio = max(float(part.abs().max()) for part in _list_rewards(result))
             if ratio:
                 raise ArithmeticError(f"the log-ratio before the first step is {ratio}, not 0")
-            stored = policy(batch, _written_and_read(live, setting)).loss
+            stored = policy(batch, _write_and_read(live, setting)).loss
             if not torch.equal(stored, result.loss):
                 raise ArithmeticError("a reference that was written and read gives another loss")
     apart = [
@@ -269,7 +272,7 @@ def exact(setting: Setting, dtype: str, limit: float) -> dict[str, Any]:
     return {"log p apart": apart[0], "gradient norms apart": apart[1], "log-ratio at step 0": 0.0}
 
 
-def _written_and_read(scores: ReferenceScores, setting: Setting) -> ReferenceScores:
+def _write_and_read(scores: ReferenceScores, setting: Setting) -> ReferenceScores:
     """Return a reference's scores after writing them to a file and reading them back."""
     from safetensors.torch import load_file, save_file
 
@@ -290,41 +293,41 @@ def _written_and_read(scores: ReferenceScores, setting: Setting) -> ReferenceSco
     return ReferenceScores(views={view: ResponseReference(**said) for view, said in read.items()})
 
 
-def _rewards(result: Any) -> list[Tensor]:
+def _list_rewards(result: Any) -> list[Tensor]:
     return [
         part.detach() for part in (result.chosen_reward, result.rejected_reward) if part is not None
     ]
 
 
-def repeat(setting: Setting) -> dict[str, Any]:
+def check_repeatability(setting: Setting) -> dict[str, Any]:
     """Run the same training twice.
 
     Raises:
         ArithmeticError: the weights differ.
     """
     config = setting.config(steps=3)
-    hashes = [_trained_hash(setting, config, f"repeat-{number}") for number in (1, 2)]
-    return _same(*hashes)
+    hashes = [_train_and_hash(setting, config, f"repeat-{number}") for number in (1, 2)]
+    return _require_same(*hashes)
 
 
-def resume(setting: Setting) -> dict[str, Any]:
+def check_resumption(setting: Setting) -> dict[str, Any]:
     """Stop a training after its second step and resume it from the checkpoint.
 
     Raises:
         ArithmeticError: the weights differ from those of an uninterrupted training.
     """
     config = setting.config(steps=4)
-    whole = _trained_hash(setting, config, "whole")
+    whole = _train_and_hash(setting, config, "whole")
     with setting.trainer(config, "stopped", setting.here) as trainer:
         asked = iter((False, True))
         with suppress(StoppedError):
             trainer.train(on_step=lambda *_: None, stop=lambda: next(asked))
     with setting.trainer(config, "resumed", setting.here) as trainer:
         trainer.train(on_step=lambda *_: None, resume_from=setting.folder / "stopped")
-        return _same(whole, _hash(trainer.model))
+        return _require_same(whole, _hash_weights(trainer.model))
 
 
-def fsdp(setting: Setting) -> dict[str, Any]:
+def check_fsdp(setting: Setting) -> dict[str, Any]:
     """Train with FSDP2 on one rank, and in one process.
 
     Raises:
@@ -345,14 +348,14 @@ def fsdp(setting: Setting) -> dict[str, Any]:
         finally:
             if name == "fsdp":
                 torch.distributed.destroy_process_group()
-        losses.append(_curve(setting.folder / f"of-{name}")[-1]["loss"])
+        losses.append(_read_curve(setting.folder / f"of-{name}")[-1]["loss"])
     apart = abs(losses[1] - losses[0]) / abs(losses[0])
     if not apart <= 1e-4:
         raise ArithmeticError(f"the last losses are {losses}")
     return {"loss apart": apart}
 
 
-def trained(
+def time_training(
     setting: Setting, train: str, steps: int, peak: float | None, *, compiled: bool = False
 ) -> dict[str, Any]:
     """Time the trainer's own steps; the first two, in which kernels are chosen, do not count."""
@@ -362,10 +365,12 @@ def trained(
         torch.cuda.reset_peak_memory_stats()
     name = f"{train}-compiled" if compiled else train
     with setting.trainer(config, name, setting.here) as trainer:
-        shape = _shape(trainer.batches.encode_shortest_pair(), setting.workload.image_token)
+        shape = _find_row_shape(
+            trainer.batches.encode_shortest_pair(), setting.workload.image_token
+        )
         done = trainer.train(on_step=lambda *_: None)
         model_config = trainer.model.config
-    curve = _curve(setting.folder / name)[2:]
+    curve = _read_curve(setting.folder / name)[2:]
     rate = sum(point["tokens_per_second"] for point in curve) / len(curve)
     size = config.training.batch_size
     found: dict[str, Any] = {
@@ -382,13 +387,13 @@ def trained(
         found["peak GiB"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
     if peak is not None:
         made = estimate_operations(model_config, config, shape)
-        seconds = size * _trained_tokens(shape) / rate
+        seconds = size * _count_trained_tokens(shape) / rate
         # The live reference computes a forward pass more.
         found["mfu"] = round(size * (made.step + made.forward) / seconds / peak, 4)
     return found
 
 
-def _shape(batch: PairBatch, image_token: int) -> RowShape:
+def _find_row_shape(batch: PairBatch, image_token: int) -> RowShape:
     image = int((batch.prompts.ids == image_token).sum())
     return RowShape(
         image=image,
@@ -398,12 +403,12 @@ def _shape(batch: PairBatch, image_token: int) -> RowShape:
     )
 
 
-def _trained_tokens(shape: RowShape) -> int:
+def _count_trained_tokens(shape: RowShape) -> int:
     """Tokens of a pair as the trainer counts them: a prompt once for each response."""
     return 3 * shape.prompt + 2 * shape.chosen + shape.rejected
 
 
-def answers(setting: Setting, items: int) -> dict[str, Any]:
+def time_answers(setting: Setting, items: int) -> dict[str, Any]:
     """Answer questions on pictures of their own, in one batch."""
     # Imported here: if a minimal environment lacks a part of it, only this part fails.
     from chip_core.evaluation.inference import generate
@@ -428,13 +433,13 @@ def answers(setting: Setting, items: int) -> dict[str, Any]:
     return {"items/s": round(items / seconds, 3), "new tokens": WORDS}
 
 
-def _trained_hash(setting: Setting, config: TrialConfig, name: str) -> str:
+def _train_and_hash(setting: Setting, config: TrialConfig, name: str) -> str:
     with setting.trainer(config, name, setting.here) as trainer:
         trainer.train(on_step=lambda *_: None)
-        return _hash(trainer.model)
+        return _hash_weights(trainer.model)
 
 
-def _hash(model: Any) -> str:
+def _hash_weights(model: Any) -> str:
     found = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         found.update(name.encode())
@@ -442,13 +447,13 @@ def _hash(model: Any) -> str:
     return found.hexdigest()
 
 
-def _same(one: str, other: str) -> dict[str, Any]:
+def _require_same(one: str, other: str) -> dict[str, Any]:
     if one != other:
         raise ArithmeticError(f"weights differ: {one[:12]} and {other[:12]}")
     return {"weights": one[:12]}
 
 
-def _curve(folder: Path) -> list[dict[str, float]]:
+def _read_curve(folder: Path) -> list[dict[str, float]]:
     lines = (folder / CURVES).read_text(encoding="utf-8").splitlines()
     return [json.loads(each)["figures"] for each in lines]
 

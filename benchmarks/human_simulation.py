@@ -19,7 +19,7 @@ from orchestrator.human_eval.replies import Judgement, Verdict
 ITEMS, TIES = 60, 0.3
 
 
-def study(random: np.random.Generator, seeds: int, sd: float) -> list[Judgement]:
+def draw_study(random: np.random.Generator, seeds: int, sd: float) -> list[Judgement]:
     made = []
     for seed in range(seeds):
         lean = random.normal(0, sd)
@@ -39,7 +39,7 @@ def main(studies: int) -> None:
         for sd in (0.0, 0.1, 0.25):
             with_seeds = items_alone = 0
             for _ in range(studies):
-                found = compute_human_figures(study(random, seeds, sd)).preference
+                found = compute_human_figures(draw_study(random, seeds, sd)).preference
                 assert found is not None and found.p is not None and found.over_items is not None
                 with_seeds += found.p < 0.05
                 items_alone += not found.over_items[0] <= 0 <= found.over_items[1]

@@ -25,7 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe, line
+from benchmarks.machine import describe_machine, format_machine
 from chip_core.shapes.world import draw_scene, make_scene
 from chip_core.utils.files import read_records
 
@@ -67,7 +67,7 @@ class Judge(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def judging(delay: float) -> Iterator[str]:
+def run_judge(delay: float) -> Iterator[str]:
     """Yield the address of a judge that takes `delay` seconds for an answer."""
     handler = type("Handler", (Judge,), {"delay": delay})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -76,7 +76,7 @@ def judging(delay: float) -> Iterator[str]:
         server.shutdown()
 
 
-def questions(folder: Path, items: int) -> None:
+def write_questions(folder: Path, items: int) -> None:
     """Write a benchmark in MMHal-Bench's form, about drawn images."""
     (folder / "mmhal" / "images").mkdir(parents=True)
     rows = []
@@ -98,11 +98,11 @@ def questions(folder: Path, items: int) -> None:
     (folder / "mmhal" / "response_template.json").write_text(json.dumps(rows))
 
 
-def measured(options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run the study; return seconds of the slot and of the judge."""
-    with tempfile.TemporaryDirectory() as place, judging(options.delay) as url:
+    with tempfile.TemporaryDirectory() as place, run_judge(options.delay) as url:
         folder = Path(place)
-        questions(folder / "data", options.items)
+        write_questions(folder / "data", options.items)
         text = STUDY.format(url=url, concurrency=options.concurrency)
         (folder / "judged.yaml").write_text(text)
         command = [sys.executable, "-c", PROGRAM, "run", str(folder / "judged.yaml")]
@@ -119,10 +119,10 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         )
         if ended.returncode != 0:
             raise SystemExit(f"the study failed:\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}")
-        return of_slot(read_records(folder / "runs" / "ledger" / "ledger.jsonl"))
+        return compute_slot_times(read_records(folder / "runs" / "ledger" / "ledger.jsonl"))
 
 
-def of_slot(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def compute_slot_times(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Compute the slot's times from the ledger."""
     times: dict[str, dict[str, float]] = {}
     judged: dict[str, float] = {}
@@ -159,12 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=40, help="of a training")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args(arguments)
-    machine, found = describe(), measured(options)
+    machine, found = describe_machine(), measure(options)
     if options.json:
         settings = {name: getattr(options, name) for name in ("delay", "items", "concurrency")}
         print(json.dumps({"benchmark": "judge", "machine": machine, **settings, **found}))
         return
-    print(line(machine))
+    print(format_machine(machine))
     print(
         f"{found['trials']} trials, one at a time: the slot waits {found['waits_percent']} % of "
         f"{found['slot_s']} s; scoring takes {found['scoring_percent']} % of it, beside it"

@@ -17,7 +17,7 @@ from chip_core.utils.machine import cpu_count, cpu_name
 _VERSIONS = ("torch", "transformers", "peft", "trl", "ray", "mlflow", "numpy")
 
 
-def describe() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Return the machine, its software, and the time, without new imports."""
     import psutil
 
@@ -27,11 +27,11 @@ def describe() -> dict[str, Any]:
         "cores": cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_before": round(os.getloadavg()[0], 2),
-        "gpu": _gpu(),
+        "gpu": _find_gpu(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "commit": _commit(),
-        "versions": {name: found for name in _VERSIONS if (found := _version(name))},
+        "commit": _find_commit(),
+        "versions": {name: found for name in _VERSIONS if (found := _find_version(name))},
         "environment": {
             name: os.environ[name]
             for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
@@ -40,7 +40,7 @@ def describe() -> dict[str, Any]:
     }
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
+def summarize_repeats(values: Sequence[float]) -> dict[str, float]:
     """Return median, smallest and largest of repeats."""
     return {
         "median": round(statistics.median(values), 4),
@@ -50,7 +50,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def line(machine: dict[str, Any]) -> str:
+def format_machine(machine: dict[str, Any]) -> str:
     """Format a machine as one line."""
     versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items())
     return (
@@ -60,7 +60,7 @@ def line(machine: dict[str, Any]) -> str:
     )
 
 
-def _gpu() -> str | None:
+def _find_gpu() -> str | None:
     import torch
 
     if not torch.cuda.is_available():
@@ -68,7 +68,7 @@ def _gpu() -> str | None:
     return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"
 
 
-def _commit() -> str | None:
+def _find_commit() -> str | None:
     try:
         said = subprocess.run(
             ["git", "describe", "--always", "--dirty"],
@@ -82,7 +82,7 @@ def _commit() -> str | None:
     return said.stdout.strip()
 
 
-def _version(name: str) -> str | None:
+def _find_version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

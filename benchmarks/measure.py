@@ -24,13 +24,13 @@ class Times:
         """Return the median round."""
         return statistics.median(self.seconds)
 
-    def over(self, other: Times) -> float:
+    def compute_median_ratio(self, other: Times) -> float:
         """Return the median over rounds of this one's seconds over the other's."""
         pairs = zip(self.seconds, other.seconds, strict=True)
         return statistics.median(one / two for one, two in pairs)
 
 
-def interleaved(
+def time_interleaved(
     things: Mapping[str, Callable[[], Any]], *, rounds: int, clock: Clock
 ) -> dict[str, Times]:
     """Time things one after the other, round after round; a first round is not counted.
@@ -53,19 +53,19 @@ class PeakMemory:
     """The peak memory of this process above its initial memory, in MiB; Linux only."""
 
     def __init__(self) -> None:
-        self._before = _status("VmRSS")
-        self.forget()
+        self._before = _read_status("VmRSS")
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Reset the peak."""
         Path("/proc/self/clear_refs").write_text("5")
 
-    def reached(self) -> float:
+    def read_peak(self) -> float:
         """Return the peak since the last reset, above the initial memory."""
-        return _status("VmHWM") - self._before
+        return _read_status("VmHWM") - self._before
 
 
-def _status(field: str) -> float:
+def _read_status(field: str) -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) / 1024

@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found = [row(name, settings) for name, settings in ROWS]
+    found = [estimate_row(name, settings) for name, settings in ROWS]
     print("| recipe | GiB of a GPU | of that | fits |\n|---|---|---|---|")
     for each in found:
         parts = ", ".join(
@@ -51,7 +51,7 @@ def main() -> None:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def row(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+def estimate_row(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     tree = recipes.read_yaml(recipes.find_recipe(name))
     for key, value in settings.items():
         set_key(tree, key, value)

@@ -30,18 +30,20 @@ from chip_core.objectives.scores import ResponseScores
 IGNORED = -100
 
 
-def naive_loss(policy: Any, reference: Any, batch: PairBatch, objective: ObjectiveConfig) -> Tensor:
+def compute_naive_loss(
+    policy: Any, reference: Any, batch: PairBatch, objective: ObjectiveConfig
+) -> Tensor:
     """Return the mean objective of a batch whose prompts all have the same length."""
     assert batch.rejected_image_prompts is not None
-    pairs, length = len(batch), _longest(batch)
+    pairs, length = len(batch), _find_longest(batch)
     true, other = batch.prompts, batch.rejected_image_prompts
     chosen, rejected = batch.chosen, batch.rejected
-    policy_logits, labels = _read(
+    policy_logits, labels = _compute_logits(
         policy, [(true, chosen), (true, rejected), (other, chosen)], length
     )
     with torch.no_grad():
-        reference_logits, _ = _read(reference, [(true, chosen), (true, rejected)], length)
-        other_logits, _ = _read(reference, [(other, chosen), (other, rejected)], length)
+        reference_logits, _ = _compute_logits(reference, [(true, chosen), (true, rejected)], length)
+        other_logits, _ = _compute_logits(reference, [(other, chosen), (other, rejected)], length)
 
     next_ids = labels[:, 1:].clamp(min=0).unsqueeze(-1)
     of_two = next_ids[: 2 * pairs]
@@ -55,7 +57,7 @@ def naive_loss(policy: Any, reference: Any, batch: PairBatch, objective: Objecti
 
     def scores(place: int, responses: Responses, known: Tensor, *, kl: Tensor | None) -> Any:
         rows = slice(place * pairs, (place + 1) * pairs)
-        changed = _behind(responses.changed, true.ids.shape[1], length)
+        changed = _place_behind(responses.changed, true.ids.shape[1], length)
         return ResponseScores(
             policy_logps=policy_logps[rows],
             reference_logps=known,
@@ -72,16 +74,16 @@ def naive_loss(policy: Any, reference: Any, batch: PairBatch, objective: Objecti
     return compute_objective(objective, Inputs(views=views)).loss.mean()
 
 
-def _read(
+def _compute_logits(
     model: Any, sequences: Sequence[tuple[Prompts, Responses]], length: int
 ) -> tuple[Tensor, Tensor]:
     """Return all logits, (n·B, T, V), and labels, (n·B, T)."""
     ids, masks, labels = [], [], []
     for prompts, responses in sequences:
         start = prompts.ids.shape[1]
-        own = _behind(responses.ids, start, length)
+        own = _place_behind(responses.ids, start, length)
         own[:, :start] = prompts.ids
-        of_response = _behind(responses.mask, start, length)
+        of_response = _place_behind(responses.mask, start, length)
         mask = of_response.clone()
         mask[:, :start] = prompts.mask
         ids.append(own)
@@ -97,12 +99,12 @@ def _read(
     return output.logits, torch.cat(labels)
 
 
-def _behind(values: Tensor, start: int, length: int) -> Tensor:
+def _place_behind(values: Tensor, start: int, length: int) -> Tensor:
     """Return values in rows of a length, from an index on; else 0."""
     rows = values.new_zeros(len(values), length)
     rows[:, start : start + values.shape[1]] = values
     return rows
 
 
-def _longest(batch: PairBatch) -> int:
+def _find_longest(batch: PairBatch) -> int:
     return batch.prompts.ids.shape[1] + max(batch.chosen.ids.shape[1], batch.rejected.ids.shape[1])

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe, line, spread
+from benchmarks.machine import describe_machine, format_machine, summarize_repeats
 
 STUDY = """
 study: large
@@ -37,7 +37,7 @@ primary: {{metric: shapes/chair_i, goal: minimize}}
 """
 
 
-def study(*, collapse: bool) -> str:
+def make_study(*, collapse: bool) -> str:
     """Return a study of 2 × 2 × 10 × 10 × 5 × 5 = 10,000 cells."""
     return STUDY.format(
         objectives="dpo, chip" if collapse else "hdpo, chip",
@@ -71,13 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.file is not None:
         print(json.dumps(measure(options.file)))
         return
-    machine = describe()
+    machine = describe_machine()
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         files = {}
         for name, collapse in (("every cell a trial", False), ("half collapse", True)):
             files[name] = Path(folder) / f"{name.replace(' ', '_')}.yaml"
-            files[name].write_text(study(collapse=collapse), encoding="utf-8")
+            files[name].write_text(make_study(collapse=collapse), encoding="utf-8")
         found: dict[str, list[dict[str, float]]] = {name: [] for name in files}
         for _ in range(options.repeats):
             for name, file in files.items():  # interleaved
@@ -88,13 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figures[name] = {
             "cells": 10_000,
             "arms": int(repeats[0]["arms"]),
-            "wall_s": spread([repeat["wall_s"] for repeat in repeats]),
-            "cpu_s": spread([repeat["cpu_s"] for repeat in repeats]),
+            "wall_s": summarize_repeats([repeat["wall_s"] for repeat in repeats]),
+            "cpu_s": summarize_repeats([repeat["cpu_s"] for repeat in repeats]),
         }
     if options.json:
         print(json.dumps({"benchmark": "plan", "machine": machine, "figures": figures}))
         return
-    print(line(machine))
+    print(format_machine(machine))
     for name, figure in figures.items():
         print(
             f"{name}: 10,000 cells, {figure['arms']} arms: "

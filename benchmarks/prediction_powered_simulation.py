@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe_machine
 from orchestrator.analysis.prediction_powered import MeanEstimate, prediction_powered_mean
 
 ACCURACIES = (0.70, 0.85, 0.95)
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for accuracy in given.accuracies
     ]
     if given.json:
-        report = {"benchmark": "prediction_powered_simulation", "machine": describe()}
+        report = {"benchmark": "prediction_powered_simulation", "machine": describe_machine()}
         print(
             json.dumps(report | {"repeats": given.repeats, "seed": given.seed, "settings": found})
         )
@@ -105,9 +105,9 @@ def simulate(setting: Setting, repeats: int, seed: int) -> dict[str, Any]:
     own += [round(1000 * share) for share in (setting.accuracy, setting.rate)]
     random = np.random.default_rng([seed, *own, setting.kind == "rate"])
     truth = setting.rate if setting.kind == "rate" else DIFFERENCE
-    drawn = [_benchmark(setting, random) for _ in range(repeats)]
-    covers = {part: np.mean([_holds(one[part], truth) for one in drawn]) for part in drawn[0]}
-    widths = {part: 100 * np.mean([_width(one[part]) for one in drawn]) for part in drawn[0]}
+    drawn = [_draw_benchmark(setting, random) for _ in range(repeats)]
+    covers = {part: np.mean([_covers(one[part], truth) for one in drawn]) for part in drawn[0]}
+    widths = {part: 100 * np.mean([_get_width(one[part]) for one in drawn]) for part in drawn[0]}
     share = float(covers["corrected"])
     return {
         **asdict(setting),
@@ -123,16 +123,16 @@ def simulate(setting: Setting, repeats: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _benchmark(setting: Setting, random: np.random.Generator) -> dict[str, MeanEstimate]:
+def _draw_benchmark(setting: Setting, random: np.random.Generator) -> dict[str, MeanEstimate]:
     """Draw a benchmark; its items are in random order, so the first n are a random subset."""
     shape = (setting.answers, setting.items)
     threshold = random.random(setting.items)  # one for all of an item's answers, half of the time
-    first = _where_alike(random, shape, threshold) < setting.rate
+    first = _draw_uniforms(random, shape, threshold) < setting.rate
     if setting.kind == "rate":
-        labels, judged = _read(first, setting.accuracy, random)
+        labels, judged = _judge(first, setting.accuracy, random)
     else:
-        second = _where_alike(random, shape, threshold) < setting.rate + DIFFERENCE
-        pair = (_read(second, setting.accuracy, random), _read(first, setting.accuracy, random))
+        second = _draw_uniforms(random, shape, threshold) < setting.rate + DIFFERENCE
+        pair = (_judge(second, setting.accuracy, random), _judge(first, setting.accuracy, random))
         labels, judged = pair[0][0] - pair[1][0], pair[0][1] - pair[1][1]
     shown = random.integers(setting.answers, size=setting.labels)
     places = np.arange(setting.labels)
@@ -150,13 +150,13 @@ def _benchmark(setting: Setting, random: np.random.Generator) -> dict[str, MeanE
     }
 
 
-def _where_alike(
+def _draw_uniforms(
     random: np.random.Generator, shape: tuple[int, int], threshold: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     return np.where(random.random(shape) < ALIKE, threshold, random.random(shape))
 
 
-def _read(
+def _judge(
     right: NDArray[np.bool_], accuracy: float, random: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the labels of people and the judge's verdicts, as numbers."""
@@ -164,11 +164,11 @@ def _read(
     return right.astype(float), (right ^ wrong).astype(float)
 
 
-def _holds(one: MeanEstimate, truth: float) -> bool:
+def _covers(one: MeanEstimate, truth: float) -> bool:
     return one.interval is not None and one.interval[0] <= truth <= one.interval[1]
 
 
-def _width(one: MeanEstimate) -> float:
+def _get_width(one: MeanEstimate) -> float:
     return 0.0 if one.interval is None else one.interval[1] - one.interval[0]
 
 

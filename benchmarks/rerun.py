@@ -22,14 +22,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe, line, spread
+from benchmarks.machine import describe_machine, format_machine, summarize_repeats
 
 COMMANDS = ("run", "plan", "status")
 PROGRAM = "from orchestrator.cli import program; program()"
 SHORT = ("--set", "training.max_steps=2")
 
 
-def spent(words: Sequence[str]) -> dict[str, float]:
+def time_command(words: Sequence[str]) -> dict[str, float]:
     """Run a command and return the seconds it took.
 
     Raises:
@@ -42,7 +42,7 @@ def spent(words: Sequence[str]) -> dict[str, float]:
     return {"wall_s": wall, "cpu_s": cpu}
 
 
-def written(workdir: Path) -> dict[str, int]:
+def list_write_times(workdir: Path) -> dict[str, int]:
     """Return when each file of a work directory was written; locks, which each run has, aside."""
     return {
         str(file): file.stat().st_mtime_ns
@@ -58,29 +58,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args(arguments)
-    machine = describe()
+    machine = describe_machine()
     with tempfile.TemporaryDirectory() as folder:
         workdir = options.workdir or Path(folder) / "runs"
         given = [options.study, "--workdir", str(workdir)]
         given += [] if options.workdir is not None else SHORT
-        spent(["run", *given, "--executor", "inline"])
-        before = written(workdir)
+        time_command(["run", *given, "--executor", "inline"])
+        before = list_write_times(workdir)
         found: dict[str, list[dict[str, float]]] = {command: [] for command in COMMANDS}
         for _ in range(options.repeats):
             for command in COMMANDS:
-                found[command].append(spent([command, *given]))
-        if written(workdir) != before:
+                found[command].append(time_command([command, *given]))
+        if list_write_times(workdir) != before:
             raise SystemExit("a rerun of a finished study has written something")
     figures: dict[str, Any] = {
         command: {
-            kind: spread([repeat[kind] for repeat in repeats]) for kind in ("cpu_s", "wall_s")
+            kind: summarize_repeats([repeat[kind] for repeat in repeats])
+            for kind in ("cpu_s", "wall_s")
         }
         for command, repeats in found.items()
     }
     if options.json:
         print(json.dumps({"benchmark": "rerun", "machine": machine, "figures": figures}))
         return
-    print(line(machine))
+    print(format_machine(machine))
     for command, figure in figures.items():
         cpu, wall = figure["cpu_s"], figure["wall_s"]
         print(f"{command}: {cpu['median']:.2f} CPU s, {wall['median']:.2f} s")

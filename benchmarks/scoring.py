@@ -32,7 +32,7 @@ FRAMES = (
 WORDS = 90  # of a description
 
 
-def answers(data: Path, draw: random.Random) -> list[dict[str, Any]]:
+def draw_answers(data: Path, draw: random.Random) -> list[dict[str, Any]]:
     """Return an answer to every question of AMBER."""
     relation = json.loads((data / "relation.json").read_text(encoding="utf-8"))
     nouns = sorted({*relation, *(word for words in relation.values() for word in words)})
@@ -40,7 +40,7 @@ def answers(data: Path, draw: random.Random) -> list[dict[str, Any]]:
         {
             "id": question["id"],
             "response": (
-                describe(nouns, draw)
+                draw_description(nouns, draw)
                 if question["type"] == "generative"
                 else draw.choice(["Yes", "No"])
             ),
@@ -49,7 +49,7 @@ def answers(data: Path, draw: random.Random) -> list[dict[str, Any]]:
     ]
 
 
-def describe(nouns: list[str], draw: random.Random) -> str:
+def draw_description(nouns: list[str], draw: random.Random) -> str:
     """Return a description of at least `WORDS` words."""
     text = ""
     while len(text.split()) < WORDS:
@@ -58,7 +58,7 @@ def describe(nouns: list[str], draw: random.Random) -> str:
     return text.strip()
 
 
-def similarities(data: Path, draw: random.Random) -> dict[str, float]:
+def draw_similarities(data: Path, draw: random.Random) -> dict[str, float]:
     """Return similarities of 20,000 word pairs, a tenth of them above AMBER's bound."""
     relation = json.loads((data / "relation.json").read_text(encoding="utf-8"))
     words = sorted(relation)
@@ -70,9 +70,9 @@ def measure(data: Path) -> dict[str, float]:
     draw = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         given, table = Path(folder, "answers.json"), Path(folder, "similarity.json")
-        rows = answers(data, draw)
+        rows = draw_answers(data, draw)
         given.write_text(json.dumps(rows), encoding="utf-8")
-        table.write_text(json.dumps(similarities(data, draw)), encoding="utf-8")
+        table.write_text(json.dumps(draw_similarities(data, draw)), encoding="utf-8")
         command = [sys.executable, "-c", "from orchestrator.cli import main; main()", "score"]
         command += ["amber", "--data", str(data), "--responses", str(given), "--json"]
         before, began = getrusage(RUSAGE_CHILDREN), time.perf_counter()

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe, line, spread
+from benchmarks.machine import describe_machine, format_machine, summarize_repeats
 
 SEEDS = (0, 1)
 WAYS = ("two processes", "two threads", "one after the other")
@@ -66,7 +66,7 @@ def run(way: str, steps: int, folder: Path) -> dict[str, float]:
     return {"wall_s": wall, "cpu_s": now.ru_utime + now.ru_stime - spent.ru_utime - spent.ru_stime}
 
 
-def child(way: str, folder: Path, steps: int, seeds: Sequence[int]) -> None:
+def run_child(way: str, folder: Path, steps: int, seeds: Sequence[int]) -> None:
     """Run as one of the processes."""
     if way != "two threads":
         for seed in seeds:
@@ -79,7 +79,7 @@ def child(way: str, folder: Path, steps: int, seeds: Sequence[int]) -> None:
         thread.join()
 
 
-def losses(folder: Path) -> list[float]:
+def read_losses(folder: Path) -> list[float]:
     """Return every loss of both trials."""
     from chip_core.utils.files import read_records
 
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["--child"]:
         way, folder, steps, *seeds = given[1:]
-        child(way, Path(folder), int(steps), [int(seed) for seed in seeds])
+        run_child(way, Path(folder), int(steps), [int(seed) for seed in seeds])
         return
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--repeats", type=int, default=3)
@@ -103,17 +103,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(given)
     for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0")):
         os.environ.setdefault(name, value)
-    machine = describe()
+    machine = describe_machine()
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     curves: dict[str, list[float]] = {}
     for _ in range(options.repeats):
         for way, repeats in found.items():  # interleaved
             with tempfile.TemporaryDirectory() as folder:
                 repeats.append(run(way, options.steps, Path(folder)))
-                curves[way] = losses(Path(folder))
+                curves[way] = read_losses(Path(folder))
     figures: dict[str, Any] = {
         way: {
-            **{name: spread([each[name] for each in repeats]) for name in ("wall_s", "cpu_s")},
+            **{
+                name: summarize_repeats([each[name] for each in repeats])
+                for name in ("wall_s", "cpu_s")
+            },
             "same_losses": curves[way] == curves[WAYS[0]],
         }
         for way, repeats in found.items()
@@ -121,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json:
         print(json.dumps({"benchmark": "seeds", "machine": machine, "figures": figures}))
         return
-    print(line(machine))
+    print(format_machine(machine))
     for way, figure in figures.items():
         same = "" if figure["same_losses"] else "; other losses"
         wall, cpu = figure["wall_s"]["median"], figure["cpu_s"]["median"]

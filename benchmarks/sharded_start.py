@@ -29,22 +29,22 @@ from typing import Any
 
 import psutil
 
-from benchmarks.base_model import build, held
-from benchmarks.machine import describe, line
+from benchmarks.base_model import read_memory, write_model
+from benchmarks.machine import describe_machine, format_machine
 
 WORKERS, LAYERS = 2, 32
 
 
-class Peak:
+class PeakWatch:
     """The most memory of its own that this process held."""
 
     def __init__(self) -> None:
         self.uss = 0.0
         self._over = threading.Event()
-        self._looking = threading.Thread(target=self._look, daemon=True)
+        self._looking = threading.Thread(target=self._watch, daemon=True)
         self._looking.start()
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         while not self._over.wait(0.02):
             self.uss = max(self.uss, psutil.Process().memory_full_info().uss / 1e9)
 
@@ -55,7 +55,7 @@ class Peak:
         return self.uss
 
 
-def worker(folder: Path, loads: str) -> None:
+def run_worker(folder: Path, loads: str) -> None:
     """Load and shard the model; print the memory held."""
     from chip_core.config.trial import ModelConfig, TrialConfig
     from chip_core.models import loading
@@ -69,18 +69,18 @@ def worker(folder: Path, loads: str) -> None:
     config = TrialConfig.model_validate({"model": str(folder), "language_model": "lora"})
     with join_workers() as workers:
         loading.load(ModelConfig(path="shapes"))
-        before, peak = held(), Peak()
+        before, peak = read_memory(), PeakWatch()
         began = time.perf_counter()
         load = loading.load if loads == "all" or workers.is_main else loading.load_empty
         model, _ = load(config.model)
         model = attach_adapters(model, config)
         set_trained(model, config)
         workers.barrier()
-        loaded = held()
+        loaded = read_memory()
         compute = Compute(workers=workers, parallelism="fsdp")
         strategy = make_strategy(Policy(model, config.objective), config, compute)
         workers.barrier()
-        seconds, spread = time.perf_counter() - began, held()
+        seconds, spread = time.perf_counter() - began, read_memory()
         found = {
             "peak_uss_gb": peak.close(),
             "loaded_uss_gb": loaded["uss_gb"],
@@ -116,14 +116,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker is not None:
-        worker(Path(options.worker[0]), options.worker[1])
+        run_worker(Path(options.worker[0]), options.worker[1])
         return
-    machine = describe()
+    machine = describe_machine()
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as above:
         for dtype in ("float32", "bfloat16"):
             folder = Path(above) / dtype
-            size = build(folder, dtype, LAYERS)
+            size = write_model(folder, dtype, LAYERS)
             figures[dtype] = {
                 "file_bytes": size,
                 **{f"{loads} loads": measure(folder, loads) for loads in ("all", "first")},
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json:
         print(json.dumps({"benchmark": "sharded_start", "machine": machine, "figures": figures}))
         return
-    print(line(machine))
+    print(format_machine(machine))
     for dtype, ways in figures.items():
         for loads in ("all loads", "first loads"):
             for rank, found in enumerate(ways[loads]):

@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.machine import describe, line, spread
+from benchmarks.machine import describe_machine, format_machine, summarize_repeats
 
 EVERY = 0.25  # seconds between two samples of the processes
 _RAYS = re.compile(r"ray::(\w+)")  # a Ray process's title: its kind, and its current call
@@ -54,7 +54,11 @@ class Meter:
                     with process.oneshot():
                         times = process.cpu_times()
                         key = (process.pid, process.create_time())
-                        kind = "driver" if process.pid == me.pid else _kind(process.cmdline())
+                        kind = (
+                            "driver"
+                            if process.pid == me.pid
+                            else _find_process_kind(process.cmdline())
+                        )
                 except psutil.Error:
                     continue
                 if not kind:  # it has ended
@@ -76,7 +80,7 @@ class Meter:
             self.read()
 
 
-def _kind(command: Sequence[str]) -> str:
+def _find_process_kind(command: Sequence[str]) -> str:
     title = " ".join(command)
     found = _RAYS.search(title)
     if found:
@@ -85,7 +89,7 @@ def _kind(command: Sequence[str]) -> str:
     return next(iter(scripts), Path(command[0]).name if command else "")
 
 
-def trials(executor: str, count: int, work: Path) -> list[dict[str, Any]]:
+def run_trials(executor: str, count: int, work: Path) -> list[dict[str, Any]]:
     """Run trials one after another in this process; return each one's start."""
     from chip_core.config.trial import TrialConfig
     from chip_core.results import read_result
@@ -136,18 +140,18 @@ def trials(executor: str, count: int, work: Path) -> list[dict[str, Any]]:
     return [found[job.id] for job in jobs]
 
 
-def summary(starts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarize_starts(starts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return medians over trials."""
 
     def median(part: str) -> dict[str, float]:
         names = {name for start in starts for name in start[part]}
         values = {name: [start[part].get(name, 0.0) for start in starts] for name in names}
-        medians = {name: spread(value)["median"] for name, value in values.items()}
+        medians = {name: summarize_repeats(value)["median"] for name, value in values.items()}
         return dict(sorted(medians.items(), key=lambda item: -item[1]))
 
     return {
-        "cpu_s": spread([start["cpu_s"] for start in starts]),
-        "wall_s": spread([start["wall_s"] for start in starts]),
+        "cpu_s": summarize_repeats([start["cpu_s"] for start in starts]),
+        "wall_s": summarize_repeats([start["wall_s"] for start in starts]),
         "cpu_s_by_process": median("by_process"),
         "timing_s": median("timing"),
     }
@@ -164,9 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ.setdefault(name, value)
     if options.one:
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(trials(options.one, options.trials, Path(folder))))
+            print(json.dumps(run_trials(options.one, options.trials, Path(folder))))
         return
-    machine = describe()
+    machine = describe_machine()
     runs: dict[str, list[list[dict[str, Any]]]] = {"inline": [], "ray": []}
     for _ in range(options.repeats):
         for executor, found in runs.items():  # interleaved
@@ -176,9 +180,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found.append(json.loads(done.stdout.splitlines()[-1]))
     figures = {
         executor: {
-            "first": summary([run[0] for run in found]),
+            "first": summarize_starts([run[0] for run in found]),
             **(
-                {"next": summary([s for run in found for s in run[1:]])}
+                {"next": summarize_starts([s for run in found for s in run[1:]])}
                 if len(found[0]) > 1
                 else {}
             ),
@@ -188,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json:
         print(json.dumps({"benchmark": "startup", "machine": machine, "figures": figures}))
         return
-    print(line(machine))
+    print(format_machine(machine))
     for executor, parts in figures.items():
         for which, part in parts.items():
             print(

@@ -98,19 +98,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def simulate(setting: Setting, repeats: int, seed: int) -> dict[str, Any]:
     """Return a setting's shares, as numbers that JSON holds."""
     rng = np.random.default_rng([seed, setting.seeds, setting.items])
-    null = [_study(setting, 0.0, rng) for _ in range(repeats)]
-    moved = [_study(setting, setting.difference, rng) for _ in range(repeats)]
+    null = [_draw_contrast(setting, 0.0, rng) for _ in range(repeats)]
+    moved = [_draw_contrast(setting, setting.difference, rng) for _ in range(repeats)]
     return {
         **asdict(setting),
-        "type_1_error": asdict(_share([_found(one) for one in null])),
-        "coverage": asdict(_share([_covers(one, setting.difference) for one in moved])),
-        "coverage_without_difference": asdict(_share([_covers(one, 0.0) for one in null])),
-        "power": asdict(_share([_found(one) for one in moved])),
-        "guard": asdict(_share([one.guard for one in null])),
+        "type_1_error": asdict(_compute_share([_is_significant(one) for one in null])),
+        "coverage": asdict(_compute_share([_covers(one, setting.difference) for one in moved])),
+        "coverage_without_difference": asdict(_compute_share([_covers(one, 0.0) for one in null])),
+        "power": asdict(_compute_share([_is_significant(one) for one in moved])),
+        "guard": asdict(_compute_share([one.guard for one in null])),
     }
 
 
-def _study(setting: Setting, difference: float, rng: np.random.Generator) -> Contrast:
+def _draw_contrast(setting: Setting, difference: float, rng: np.random.Generator) -> Contrast:
     """Draw a study and return the contrast of its second cell with its first, in points."""
     seeds, items = setting.seeds, setting.items
     rates = np.full(CELLS, setting.rate)
@@ -139,7 +139,7 @@ def _study(setting: Setting, difference: float, rng: np.random.Generator) -> Con
     return contrast(list(outcomes), [-1, 1, 0, 0], blocked=True)
 
 
-def _found(one: Contrast) -> bool:
+def _is_significant(one: Contrast) -> bool:
     return one.p is not None and one.p < 0.05
 
 
@@ -150,7 +150,7 @@ def _covers(one: Contrast, truth: float) -> bool:
     return low <= truth <= high
 
 
-def _share(hits: Sequence[bool]) -> Share:
+def _compute_share(hits: Sequence[bool]) -> Share:
     share = sum(hits) / len(hits)
     error = math.sqrt(share * (1 - share) / len(hits))
     return Share(percent=100 * share, error=100 * error)

@@ -42,9 +42,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import trl_dpo
-from benchmarks.machine import describe, line
-from benchmarks.measure import Clock, PeakMemory, interleaved
-from benchmarks.naive import naive_loss
+from benchmarks.machine import describe_machine, format_machine
+from benchmarks.measure import Clock, PeakMemory, time_interleaved
+from benchmarks.naive import compute_naive_loss
 from benchmarks.workload import Workload
 from chip_core.data.tensors import PairBatch, Prompts
 from chip_core.models.packing import use_packed_attention
@@ -80,25 +80,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--rounds: at least one")
     torch.set_num_threads(given.threads)
     if given.beside:
-        print(_peak(given.objective[0], given.image_tokens[0], given.beside))
+        print(_measure_peak(given.objective[0], given.image_tokens[0], given.beside))
         return
     if given.beside:
         for tokens in given.image_tokens:
-            print(json.dumps(beside(given.beside, tokens, given.rounds, given.clock)))
+            print(json.dumps(compare_objectives(given.beside, tokens, given.rounds, given.clock)))
         return
     found = [
         measure(objective, tokens, given.rounds, given.clock, memory=not given.no_memory)
         for objective in given.objective
         for tokens in given.image_tokens
     ]
-    machine = {**describe(), "threads": torch.get_num_threads()}
+    machine = {**describe_machine(), "threads": torch.get_num_threads()}
     report = {"machine": machine, "clock": given.clock, "settings": found}
     if has_trl() and "dpo" in given.objective:
-        report["losses against trl"] = trl_dpo.losses_apart(Workload(), steps=20, rate=1e-5)
+        report["losses against trl"] = trl_dpo.compare_losses(Workload(), steps=20, rate=1e-5)
     if given.json:
         print(json.dumps(report))
     else:
-        _show(report)
+        _print_report(report)
 
 
 def measure(
@@ -109,9 +109,11 @@ def measure(
     names = [NAIVE, *OURS, *([TRL] if objective == "dpo" and has_trl() else []), FLOOR]
     policy, reference = workload.model()
     with use_packed_attention(policy), use_packed_attention(reference):
-        steps = {name: _step(name, objective, workload, policy, reference) for name in names}
-        gradients = {name: _gradient(policy, step) for name, step in steps.items() if name != TRL}
-        counts = {name: _operations(policy, steps[name]) for name in (*OURS, FLOOR)}
+        steps = {name: _make_step(name, objective, workload, policy, reference) for name in names}
+        gradients = {
+            name: _compute_gradient(policy, step) for name, step in steps.items() if name != TRL
+        }
+        counts = {name: _count_operations(policy, steps[name]) for name in (*OURS, FLOOR)}
 
         def timed(step: Step) -> Callable[[], None]:
             def run() -> None:
@@ -120,27 +122,35 @@ def measure(
 
             return run
 
-        times = interleaved(
+        times = time_interleaved(
             {name: timed(step) for name, step in steps.items()}, rounds=rounds, clock=clock
         )
     variants = {}
     for name, seconds in times.items():
         variants[name] = {
             "seconds": round(seconds.median, 4),
-            "naive over this": round(times[NAIVE].over(seconds), 3),
-            "this over floor": round(seconds.over(times[FLOOR]), 3),
-            **({"trl over this": round(times[TRL].over(seconds), 3)} if TRL in times else {}),
+            "naive over this": round(times[NAIVE].compute_median_ratio(seconds), 3),
+            "this over floor": round(seconds.compute_median_ratio(times[FLOOR]), 3),
+            **(
+                {"trl over this": round(times[TRL].compute_median_ratio(seconds), 3)}
+                if TRL in times
+                else {}
+            ),
         }
         if name in OURS:
             over = counts[name] / counts[FLOOR]
             variants[name]["operations over floor"] = round(over, 3)
-            variants[name]["gradient apart"] = _apart(gradients[name], gradients[NAIVE])
+            variants[name]["gradient apart"] = _compute_relative_distance(
+                gradients[name], gradients[NAIVE]
+            )
         if memory:
-            variants[name]["peak MiB"] = round(_peak_apart(objective, tokens, name))
+            variants[name]["peak MiB"] = round(_measure_peak_in_process(objective, tokens, name))
     return {"objective": objective, "image_tokens": tokens, "rounds": rounds, "variants": variants}
 
 
-def beside(names: Sequence[str], tokens: int, rounds: int, clock: Clock) -> dict[str, Any]:
+def compare_objectives(
+    names: Sequence[str], tokens: int, rounds: int, clock: Clock
+) -> dict[str, Any]:
     """Return each objective's step with a stored reference, and its ratio to the others'."""
     workload = Workload(image_tokens=tokens)
     policy, reference = workload.model()
@@ -158,31 +168,34 @@ def beside(names: Sequence[str], tokens: int, rounds: int, clock: Clock) -> dict
                 ours(batch, stored, None).loss.mean().backward()
 
             steps[name] = step
-        times = interleaved(steps, rounds=rounds, clock=clock)
+        times = time_interleaved(steps, rounds=rounds, clock=clock)
     return {
         "image_tokens": tokens,
         "rounds": rounds,
         "clock": clock,
         "seconds": {name: round(times[name].median, 4) for name in names},
         "over": {
-            name: {other: round(times[name].over(times[other]), 3) for other in names[:2]}
+            name: {
+                other: round(times[name].compute_median_ratio(times[other]), 3)
+                for other in names[:2]
+            }
             for name in names
         },
     }
 
 
-def _step(name: str, objective: str, workload: Workload, policy: Any, reference: Any) -> Step:
+def _make_step(name: str, objective: str, workload: Workload, policy: Any, reference: Any) -> Step:
     """Return a variant's step, which keeps only the objects that it needs."""
     settings = ObjectiveConfig.model_validate(objective)
     if name == TRL:
-        return _trl(workload)
+        return _make_trl_step(workload)
     if name == NAIVE:
         # With the rejected image, which the released code reads for plain DPO, too.
         whole = workload.batch(visual=True)
-        return lambda: naive_loss(policy, reference, whole, settings)
+        return lambda: compute_naive_loss(policy, reference, whole, settings)
     batch = workload.batch(visual=settings.needs_rejected_image)
     if name == FLOOR:
-        return lambda: floor(policy, batch)
+        return lambda: compute_floor(policy, batch)
     share = name != OURS[0]
     ours = Policy(policy, settings, prefix_sharing=share)
     frozen = Policy(reference, settings, prefix_sharing=share)
@@ -190,12 +203,12 @@ def _step(name: str, objective: str, workload: Workload, policy: Any, reference:
     if name in STORED:
         stored = frozen.reference_scores(batch)
         if name == STORED[1]:
-            batch = _with_features(batch, policy)
+            batch = _add_features(batch, policy)
         return lambda: ours(batch, stored, head).loss.mean()
     return lambda: ours(batch, frozen.reference_scores(batch), head).loss.mean()
 
 
-def _with_features(batch: PairBatch, policy: Any) -> PairBatch:
+def _add_features(batch: PairBatch, policy: Any) -> PairBatch:
     """Return a batch with the vision encoder's output for its images."""
 
     def known(prompts: Prompts) -> Prompts:
@@ -209,11 +222,11 @@ def _with_features(batch: PairBatch, policy: Any) -> PairBatch:
     )
 
 
-def _trl(workload: Workload) -> Step:
+def _make_trl_step(workload: Workload) -> Step:
     """Return TRL's step, on its own models, because it changes their forward."""
-    theirs = trl_dpo.trainer(*workload.model(), workload, pairs=1)
+    theirs = trl_dpo.make_trainer(*workload.model(), workload, pairs=1)
     theirs.model.train()
-    inputs = trl_dpo.collated(theirs, 0, workload)
+    inputs = trl_dpo.collate_pairs(theirs, 0, workload)
 
     def step() -> Tensor:
         theirs.model.zero_grad(set_to_none=True)
@@ -222,7 +235,7 @@ def _trl(workload: Workload) -> Step:
     return step
 
 
-def floor(policy: Any, batch: Any) -> Tensor:
+def compute_floor(policy: Any, batch: Any) -> Tensor:
     """Compute the minimum of a step: no image, no mask, no reference."""
     rows = [(batch.prompts, (batch.chosen, batch.rejected))]
     if batch.rejected_image is not None:
@@ -240,27 +253,27 @@ def floor(policy: Any, batch: Any) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, torch.cat(ids))
 
 
-def _gradient(policy: Any, step: Step) -> list[Tensor]:
+def _compute_gradient(policy: Any, step: Step) -> list[Tensor]:
     policy.zero_grad(set_to_none=True)
     step().backward()
     return [p.grad.clone() for p in policy.parameters() if p.grad is not None]
 
 
-def _operations(policy: Any, step: Step) -> int:
+def _count_operations(policy: Any, step: Step) -> int:
     policy.zero_grad(set_to_none=True)
     with FlopCounterMode(display=False) as counted:
         step().backward()
     return int(counted.get_total_flops())
 
 
-def _apart(one: list[Tensor], other: list[Tensor]) -> float:
+def _compute_relative_distance(one: list[Tensor], other: list[Tensor]) -> float:
     pairs = list(zip(one, other, strict=True))
     difference = sum(float((a - b).square().sum()) for a, b in pairs)
     norm = sum(float(b.square().sum()) for _, b in pairs)
     return float(f"{(difference / norm) ** 0.5:.1e}")
 
 
-def _peak_apart(objective: str, tokens: int, name: str) -> float:
+def _measure_peak_in_process(objective: str, tokens: int, name: str) -> float:
     """Return a variant's peak memory, measured in a process of its own, in MiB."""
     command = [sys.executable, "-m", "benchmarks.step", "--only", name]
     command += ["--objective", objective, "--image-tokens", str(tokens)]
@@ -269,7 +282,7 @@ def _peak_apart(objective: str, tokens: int, name: str) -> float:
     return float(done.stdout.split()[-1])
 
 
-def _peak(objective: str, tokens: int, name: str) -> float:
+def _measure_peak(objective: str, tokens: int, name: str) -> float:
     """Return the peak memory of one step over what the process held before any model, in MiB."""
     import transformers.models.llava.modeling_llava  # noqa: F401  # imports are no step's memory
 
@@ -278,30 +291,30 @@ def _peak(objective: str, tokens: int, name: str) -> float:
         import trl  # noqa: F401
 
         memory = PeakMemory()
-        step = _trl(workload)
-        memory.forget()
+        step = _make_trl_step(workload)
+        memory.reset()
         step().backward()
-        return memory.reached()
+        return memory.read_peak()
     memory = PeakMemory()
     policy, reference = workload.model()
     with use_packed_attention(policy), ExitStack() as stack:
         open_for_reference = use_packed_attention(reference)
         stack.enter_context(open_for_reference)
-        step = _step(name, objective, workload, policy, reference)
+        step = _make_step(name, objective, workload, policy, reference)
         if name in STORED:
             stack.close()
             del reference, open_for_reference  # a study's trial has none in memory
-        memory.forget()  # without the memory for building
+        memory.reset()  # without the memory for building
         step().backward()
-    return memory.reached()
+    return memory.read_peak()
 
 
 def has_trl() -> bool:
     return importlib.util.find_spec("trl") is not None
 
 
-def _show(report: dict[str, Any]) -> None:
-    print(f"{line(report['machine'])}, {report['machine']['threads']} threads")
+def _print_report(report: dict[str, Any]) -> None:
+    print(f"{format_machine(report['machine'])}, {report['machine']['threads']} threads")
     for setting in report["settings"]:
         print(f"\n{setting['objective']}, {setting['image_tokens']} image tokens")
         for name, figures in setting["variants"].items():

@@ -16,7 +16,7 @@ _PARENT = "mlflow.parentRunId"
 _HOW = "chip.scored"  # has timings of scoring
 
 
-def contents(uri: str, study: str, *, clocks: bool = True) -> dict[str, dict[str, Any]]:
+def read_contents(uri: str, study: str, *, clocks: bool = True) -> dict[str, dict[str, Any]]:
     """Return run -> status, times, tags, params, histories of metrics, and artifacts' hashes.
 
     A run and its parent are identified by what they represent, because ids differ between stores.
@@ -36,15 +36,13 @@ def contents(uri: str, study: str, *, clocks: bool = True) -> dict[str, dict[str
         page = client.search_runs([experiment.experiment_id], max_results=1000, page_token=token)
         runs += page
         token = page.token or ""
-    names = {run.info.run_id: _stands_for(run) for run in runs}
+    names = {run.info.run_id: _identify_run(run) for run in runs}
     found = {}
     for run in runs:
         tags = dict(run.data.tags)
         if not clocks:
             tags = {
-                key: json.dumps(_without_timings(json.loads(value)))
-                if key.startswith(_HOW)
-                else value
+                key: json.dumps(_drop_timings(json.loads(value))) if key.startswith(_HOW) else value
                 for key, value in tags.items()
             }
         if _PARENT in tags:
@@ -62,7 +60,7 @@ def contents(uri: str, study: str, *, clocks: bool = True) -> dict[str, dict[str
             "tags": tags,
             "params": dict(run.data.params),
             "metrics": metrics,
-            "artifacts": _artifacts(client, run.info.run_id, clocks),
+            "artifacts": _hash_artifacts(client, run.info.run_id, clocks),
         }
         if clocks:
             one |= {"start": run.info.start_time, "end": run.info.end_time}
@@ -71,17 +69,19 @@ def contents(uri: str, study: str, *, clocks: bool = True) -> dict[str, dict[str
     return found
 
 
-def differences(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> list[str]:
+def find_differences(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> list[str]:
     """Return the differences between two stores' contents, each as `run: what`."""
     found = [f"{run}: in one store alone" for run in sorted(set(one) ^ set(other))]
     for run in sorted(set(one) & set(other)):
         for part in one[run]:
             if one[run][part] != other[run][part]:
-                found.append(f"{run}: {part}: {_first(one[run][part], other[run][part])}")
+                found.append(
+                    f"{run}: {part}: {_find_first_difference(one[run][part], other[run][part])}"
+                )
     return found
 
 
-def _first(one: Any, other: Any) -> str:
+def _find_first_difference(one: Any, other: Any) -> str:
     if isinstance(one, dict):
         for key in sorted(set(one) | set(other)):
             if one.get(key) != other.get(key):
@@ -89,13 +89,13 @@ def _first(one: Any, other: Any) -> str:
     return f"{one} / {other}"
 
 
-def _stands_for(run: Any) -> str:
+def _identify_run(run: Any) -> str:
     tags = run.data.tags
     slot = (tags["chip.kind"], tags.get("chip.arm"), tags.get("chip.search"), tags.get("chip.seed"))
     return " ".join(part for part in slot if part)
 
 
-def _artifacts(client: Any, run: str, clocks: bool) -> dict[str, str]:
+def _hash_artifacts(client: Any, run: str, clocks: bool) -> dict[str, str]:
     found = {}
     folders: list[str | None] = [None]
     while folders:
@@ -107,15 +107,15 @@ def _artifacts(client: Any, run: str, clocks: bool) -> dict[str, str]:
                     file = client.download_artifacts(run, entry.path, folder)
                     content = Path(file).read_bytes()
                 if not clocks and entry.path.endswith(".json"):
-                    content = json.dumps(_without_timings(json.loads(content))).encode()
+                    content = json.dumps(_drop_timings(json.loads(content))).encode()
                 found[entry.path] = hashlib.sha256(content).hexdigest()
             else:
                 found[entry.path] = ""
     return found
 
 
-def _without_timings(value: Any) -> Any:
+def _drop_timings(value: Any) -> Any:
     """Return plain data without timings."""
     if isinstance(value, dict):
-        return {key: _without_timings(one) for key, one in value.items() if key not in _TIMINGS}
-    return [_without_timings(one) for one in value] if isinstance(value, list) else value
+        return {key: _drop_timings(one) for key, one in value.items() if key not in _TIMINGS}
+    return [_drop_timings(one) for one in value] if isinstance(value, list) else value

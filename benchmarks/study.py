@@ -36,7 +36,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.machine import describe, line, spread
+from benchmarks.machine import describe_machine, format_machine, summarize_repeats
 from benchmarks.startup import Meter
 from orchestrator.executors.base import (
     Executor,
@@ -79,7 +79,7 @@ AT_WORK = ("before scores", "scores")
 Clock = Callable[[], dict[str, float]]
 
 
-class Watched:
+class RecordingExecutor:
     """An executor that records its jobs' CPU seconds, by job, phase and process."""
 
     def __init__(self, executor: Executor, clock: Clock) -> None:
@@ -123,10 +123,12 @@ class Watched:
                 if "work" not in marks:
                     marks["work"] = self._clock()
             case JobAnswered() | JobFinished():
-                self.jobs.append(costs(event.job, marks, self._clock()))
+                self.jobs.append(compute_job_costs(event.job, marks, self._clock()))
 
 
-def costs(job: Job, marks: dict[str, dict[str, float]], end: dict[str, float]) -> dict[str, Any]:
+def compute_job_costs(
+    job: Job, marks: dict[str, dict[str, float]], end: dict[str, float]
+) -> dict[str, Any]:
     """Return the cost of a job until its end: only its own processes' if another runs beside it."""
     kind = "pass" if job.shard is not None else "scoring" if job.is_scoring else "trial"
     work = marks.get("work", end)
@@ -142,17 +144,17 @@ def costs(job: Job, marks: dict[str, dict[str, float]], end: dict[str, float]) -
     return {
         "job": job.name,
         "kind": kind,
-        "start": own(between(marks["started"], work)),
-        "scores" if kind == "scoring" else "before scores": own(between(work, end)),
+        "start": own(subtract_readings(marks["started"], work)),
+        "scores" if kind == "scoring" else "before scores": own(subtract_readings(work, end)),
     }
 
 
-def between(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+def subtract_readings(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
     """Return CPU seconds of each kind of process between two readings."""
     return {kind: seconds - before.get(kind, 0.0) for kind, seconds in after.items()}
 
 
-def once(way: str, steps: int | None, work: Path) -> dict[str, Any]:
+def run_once(way: str, steps: int | None, work: Path) -> dict[str, Any]:
     """Run the study one way in this process; return its CPU and wall seconds."""
     from rich.console import Console
 
@@ -186,10 +188,10 @@ def once(way: str, steps: int | None, work: Path) -> dict[str, Any]:
         def clock() -> dict[str, float]:
             return {"bare": time.process_time()}
 
-        executor = Watched(InlineExecutor(), clock)
+        executor = RecordingExecutor(InlineExecutor(), clock)
     else:
         clock = meter.read
-        executor = Watched(RayTuneExecutor(workdir=work, max_concurrent=1), clock)
+        executor = RecordingExecutor(RayTuneExecutor(workdir=work, max_concurrent=1), clock)
     began, before = time.perf_counter(), clock()
     outcome = run_study(
         plan,
@@ -198,23 +200,23 @@ def once(way: str, steps: int | None, work: Path) -> dict[str, Any]:
         tracker=Tracker(MlflowProjection(work)),
         console=Console(file=io.StringIO()),
     )
-    spent, wall = between(before, clock()), time.perf_counter() - began
+    spent, wall = subtract_readings(before, clock()), time.perf_counter() - began
     meter.stop()
     assert not outcome.failed, outcome.failed
     return {"spent": spent, "wall_s": wall, "jobs": executor.jobs}
 
 
-def seconds(run: dict[str, Any], part: str, kind: str) -> float:
+def sum_part_seconds(run: dict[str, Any], part: str, kind: str) -> float:
     """Return the CPU seconds of a part of a run's jobs of one kind, all processes together."""
     return sum(sum(job.get(part, {}).values()) for job in run["jobs"] if job["kind"] == kind)
 
 
-def total(run: dict[str, Any]) -> float:
+def sum_seconds(run: dict[str, Any]) -> float:
     """Return the CPU seconds of a run's processes."""
     return sum(run["spent"].values())
 
 
-def work_of(run: dict[str, Any]) -> float:
+def sum_work_seconds(run: dict[str, Any]) -> float:
     """Return the CPU seconds of work in the jobs' own processes, without start-up."""
     return sum(
         job.get(part, {}).get(kind, 0.0)
@@ -224,12 +226,12 @@ def work_of(run: dict[str, Any]) -> float:
     )
 
 
-def started(run: dict[str, Any]) -> float:
+def sum_start_seconds(run: dict[str, Any]) -> float:
     """Return the CPU seconds of the jobs' start-up, including reference passes."""
-    return sum(seconds(run, "start", kind) for kind in ("trial", "scoring", "pass"))
+    return sum(sum_part_seconds(run, "start", kind) for kind in ("trial", "scoring", "pass"))
 
 
-def rest_of(run: dict[str, Any]) -> dict[str, float]:
+def list_rest_seconds(run: dict[str, Any]) -> dict[str, float]:
     """Return the cost that is neither work nor start-up, by process."""
     rest = dict(run["spent"])
     for job in run["jobs"]:
@@ -240,46 +242,51 @@ def rest_of(run: dict[str, Any]) -> dict[str, float]:
     return dict(sorted(rest.items(), key=lambda item: -item[1]))
 
 
-def figures(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+def compute_figures(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     """Compute the figures of rounds, from `once` by way."""
 
     def of(way: str, what: Callable[[dict[str, Any]], float]) -> dict[str, float]:
-        return spread([what(each[way]) for each in rounds])
+        return summarize_repeats([what(each[way]) for each in rounds])
 
     def a_start(kind: str) -> Callable[[dict[str, Any]], float]:
         return lambda run: (
-            seconds(run, "start", kind) / max(1, sum(job["kind"] == kind for job in run["jobs"]))
+            sum_part_seconds(run, "start", kind)
+            / max(1, sum(job["kind"] == kind for job in run["jobs"]))
         )
 
     def rest(way: str) -> dict[str, float]:
-        found = [rest_of(each[way]) for each in rounds]
+        found = [list_rest_seconds(each[way]) for each in rounds]
         kinds = {kind for each in found for kind in each}
         medians = {
-            kind: spread([each.get(kind, 0.0) for each in found])["median"] for kind in kinds
+            kind: summarize_repeats([each.get(kind, 0.0) for each in found])["median"]
+            for kind in kinds
         }
         return dict(sorted(medians.items(), key=lambda item: -item[1]))
 
     def ratio(way: str) -> dict[str, float]:
         overheads = [
-            (total(each[way]) - started(each[way])) / work_of(each["bare"]) for each in rounds
+            (sum_seconds(each[way]) - sum_start_seconds(each[way])) / sum_work_seconds(each["bare"])
+            for each in rounds
         ]
-        return spread(overheads)
+        return summarize_repeats(overheads)
 
     return {
         "bare work, cpu_s": {
-            "reference pass": of("bare", lambda run: seconds(run, "before scores", "pass")),
-            "policy steps": of("bare", lambda run: seconds(run, "before scores", "trial")),
-            "scores": of("bare", lambda run: seconds(run, "scores", "scoring")),
+            "reference pass": of(
+                "bare", lambda run: sum_part_seconds(run, "before scores", "pass")
+            ),
+            "policy steps": of("bare", lambda run: sum_part_seconds(run, "before scores", "trial")),
+            "scores": of("bare", lambda run: sum_part_seconds(run, "scores", "scoring")),
         },
         **{
             way: {
-                "cpu_s": of(way, total),
+                "cpu_s": of(way, sum_seconds),
                 "wall_s": of(way, lambda run: run["wall_s"]),
-                "work in the jobs' own processes, cpu_s": of(way, work_of),
+                "work in the jobs' own processes, cpu_s": of(way, sum_work_seconds),
                 "start-up of a trial, cpu_s": of(way, a_start("trial")),
                 "start-up of a scoring, cpu_s": of(way, a_start("scoring")),
                 "start-up of a pass, cpu_s": of(way, a_start("pass")),
-                "start-up of all jobs, cpu_s": of(way, started),
+                "start-up of all jobs, cpu_s": of(way, sum_start_seconds),
                 "over bare work, start-up taken off": ratio(way),
                 "the rest by process, cpu_s": rest(way),
             }
@@ -289,7 +296,7 @@ def figures(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _folder() -> Iterator[Path]:
+def _open_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
@@ -304,10 +311,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0")):
         os.environ.setdefault(name, value)
     if options.one:
-        with _folder() as folder:
-            print(json.dumps(once(options.one, options.steps, folder)))
+        with _open_folder() as folder:
+            print(json.dumps(run_once(options.one, options.steps, folder)))
         return
-    machine = describe()
+    machine = describe_machine()
     rounds: list[dict[str, dict[str, Any]]] = []
     for _ in range(options.rounds):
         found = {}
@@ -317,12 +324,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             found[way] = json.loads(done.stdout.splitlines()[-1])
         rounds.append(found)
-    came = figures(rounds)
+    came = compute_figures(rounds)
     if options.json:
         report = {"benchmark": "study", "machine": machine, "steps": options.steps, "figures": came}
         print(json.dumps(report))
         return
-    print(line(machine))
+    print(format_machine(machine))
     for name, part in came.items():
         print(name)
         for what, figure in part.items():

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe, line, spread
+from benchmarks.machine import describe_machine, format_machine, summarize_repeats
 
 STUDY = """
 study: {name}
@@ -37,7 +37,7 @@ FIGURES = (
 PORTIONS = 10
 
 
-def through_the_projection(folder: Path, uri: str | None, steps: int) -> dict[str, float]:
+def measure_projection(folder: Path, uri: str | None, steps: int) -> dict[str, float]:
     """Return metrics a second, wall and CPU."""
     from orchestrator.plan.plan import make_plan
     from orchestrator.study.load import load_study
@@ -67,10 +67,12 @@ def through_the_projection(folder: Path, uri: str | None, steps: int) -> dict[st
         projection.reconcile(study)
     for portion in range(PORTIONS):
         for trial in trials:
-            grow(folders[trial.fingerprint], portion * steps // PORTIONS, steps // PORTIONS)
+            append_points(
+                folders[trial.fingerprint], portion * steps // PORTIONS, steps // PORTIONS
+            )
         projection.reconcile(study)
     for trial in trials:
-        responses(folders[trial.fingerprint])
+        write_responses(folders[trial.fingerprint])
         view = TrialView(
             trial=trial,
             status="FINISHED",
@@ -88,7 +90,7 @@ def through_the_projection(folder: Path, uri: str | None, steps: int) -> dict[st
     return {"metrics": metrics, "per_s": metrics / wall, "per_cpu_s": metrics / cpu}
 
 
-def one_by_one(folder: Path, uri: str | None, metrics: int = 200) -> float:
+def measure_single_calls(folder: Path, uri: str | None, metrics: int = 200) -> float:
     """Return metrics a second by one call of MLflow's client for each."""
     from mlflow import MlflowClient
 
@@ -102,7 +104,7 @@ def one_by_one(folder: Path, uri: str | None, metrics: int = 200) -> float:
     return rate
 
 
-def grow(folder: Path, done: int, steps: int) -> None:
+def append_points(folder: Path, done: int, steps: int) -> None:
     """Append points to a trial's curves."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "curves.jsonl").open("a", encoding="utf-8") as file:
@@ -111,7 +113,7 @@ def grow(folder: Path, done: int, steps: int) -> None:
             file.write(json.dumps({"step": step, "time": time.time(), "figures": figures}) + "\n")
 
 
-def responses(folder: Path) -> None:
+def write_responses(folder: Path) -> None:
     """Write a trial's responses."""
     row = {"item": "i", "prompt": "What is there?", "response": "A red ball.", "truth": ["ball"]}
     (folder / "responses").mkdir()
@@ -127,25 +129,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tracking-uri", help="an MLflow server; without it SQLite")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args(arguments)
-    machine = describe()
+    machine = describe_machine()
     found: list[dict[str, float]] = []
     single: list[float] = []
     for _ in range(options.repeats):
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
-            found.append(through_the_projection(place, options.tracking_uri, options.steps))
-            single.append(one_by_one(place, options.tracking_uri))
+            found.append(measure_projection(place, options.tracking_uri, options.steps))
+            single.append(measure_single_calls(place, options.tracking_uri))
     figures: dict[str, Any] = {
         "store": "server" if options.tracking_uri else "sqlite",
         "metrics": int(found[0]["metrics"]),
-        "tracker_per_s": spread([repeat["per_s"] for repeat in found]),
-        "tracker_per_cpu_s": spread([repeat["per_cpu_s"] for repeat in found]),
-        "one_by_one_per_s": spread(single),
+        "tracker_per_s": summarize_repeats([repeat["per_s"] for repeat in found]),
+        "tracker_per_cpu_s": summarize_repeats([repeat["per_cpu_s"] for repeat in found]),
+        "one_by_one_per_s": summarize_repeats(single),
     }
     if options.json:
         print(json.dumps({"benchmark": "tracking", "machine": machine, "figures": figures}))
         return
-    print(line(machine))
+    print(format_machine(machine))
     print(
         f"{figures['store']}: {figures['metrics']} metrics, "
         f"{figures['tracker_per_s']['median']:.0f} a second by the tracker "

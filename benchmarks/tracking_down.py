@@ -29,8 +29,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe, line, spread
-from benchmarks.stores import contents, differences
+from benchmarks.machine import describe_machine, format_machine, summarize_repeats
+from benchmarks.stores import find_differences, read_contents
 
 STUDY = """
 study: {name}
@@ -43,7 +43,7 @@ primary: {{metric: shapes/chair_i, goal: minimize}}
 _CLI = "import sys; from orchestrator.cli import main; main(sys.argv[1:])"
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
+def run_command(*words: str) -> subprocess.CompletedProcess[str]:
     """Run chip-ablate in a process of its own."""
     one = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
     one["PYTHONPATH"] = str(Path(__file__).parents[1])  # this code, from any working directory
@@ -62,10 +62,10 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def study(file: Path, workdir: Path, uri: str, steps: int) -> dict[str, Any]:
+def run_study(file: Path, workdir: Path, uri: str, steps: int) -> dict[str, Any]:
     """Run the study; return its seconds and its messages about tracking."""
     began = time.perf_counter()
-    done = command(
+    done = run_command(
         "run", str(file), "--executor", "inline", "--workdir", str(workdir), "--json",
         "--tracking-uri", uri, "--set", f"training.max_steps={steps}",
         "--set", "engine.log_every=1",
@@ -77,7 +77,7 @@ def study(file: Path, workdir: Path, uri: str, steps: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def server(folder: Path, port: int) -> Iterator[str]:
+def run_server(folder: Path, port: int) -> Iterator[str]:
     """Run an MLflow server on an empty store."""
     folder.mkdir(parents=True)
     process = subprocess.Popen(
@@ -108,7 +108,7 @@ def server(folder: Path, port: int) -> Iterator[str]:
         process.wait()
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """Return a port that is free now."""
     with socket.socket() as asked:
         asked.bind(("127.0.0.1", 0))
@@ -121,14 +121,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=60, help="of each of the two trainings")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args(arguments)
-    machine = describe()
+    machine = describe_machine()
     up: list[dict[str, Any]] = []
     down: list[dict[str, Any]] = []
     apart: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        with server(place / "up", free_port()) as there:
-            empty = free_port()
+        with run_server(place / "up", find_free_port()) as there:
+            empty = find_free_port()
             nobody = f"http://127.0.0.1:{empty}"
             names = []
             for pair in range(options.pairs):
@@ -136,25 +136,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 file.write_text(STUDY.format(name=f"pair{pair}"), encoding="utf-8")
                 ways = [("up", there, up), ("down", nobody, down)]
                 for way, uri, found in ways if pair % 2 == 0 else ways[::-1]:
-                    found.append(study(file, place / f"{way}-{pair}", uri, options.steps))
+                    found.append(run_study(file, place / f"{way}-{pair}", uri, options.steps))
                 assert up[-1]["untracked"] is None, up[-1]
                 assert len(down[-1]["untracked"]["trials"]) == 3, down[-1]
                 names.append(f"pair{pair}+engine.log_every=1+training.max_steps={options.steps}")
-            with server(place / "late", empty) as late:
+            with run_server(place / "late", empty) as late:
                 for pair, name in enumerate(names):
                     words = down[pair]["untracked"]["command"].split()
                     assert words[:2] == ["chip-ablate", "sync"], words
-                    command(*words[1:])
-                    shown = contents(late, name, clocks=False)
-                    apart += differences(contents(there, name, clocks=False), shown)
+                    run_command(*words[1:])
+                    shown = read_contents(late, name, clocks=False)
+                    apart += find_differences(read_contents(there, name, clocks=False), shown)
                 runs = len(shown)
             third = f"sqlite:///{place}/third.db"
             os.chdir(place)  # where a database without a server puts artifacts
-            command("sync", "--workdir", str(place / "up-0"), "--tracking-uri", third)
-            exact = differences(contents(there, names[0]), contents(third, names[0]))
+            run_command("sync", "--workdir", str(place / "up-0"), "--tracking-uri", third)
+            exact = find_differences(read_contents(there, names[0]), read_contents(third, names[0]))
     figures: dict[str, Any] = {
-        "train_cpu_up_s": spread([one["train_cpu_s"] for one in up]),
-        "train_cpu_down_s": spread([one["train_cpu_s"] for one in down]),
+        "train_cpu_up_s": summarize_repeats([one["train_cpu_s"] for one in up]),
+        "train_cpu_down_s": summarize_repeats([one["train_cpu_s"] for one in down]),
         "train_cpu_down_over_up": statistics.median(
             one["train_cpu_s"] / two["train_cpu_s"] for one, two in zip(down, up, strict=True)
         ),
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json:
         print(json.dumps({"benchmark": "tracking_down", "machine": machine, "figures": figures}))
         return
-    print(line(machine))
+    print(format_machine(machine))
     print(
         f"training, CPU seconds: {figures['train_cpu_up_s']['median']:.1f} up, "
         f"{figures['train_cpu_down_s']['median']:.1f} down; down over up, median of "

@@ -20,7 +20,7 @@ from chip_core.objectives.config import ObjectiveConfig
 from chip_core.training.policy import Policy
 
 
-def trainer(
+def make_trainer(
     policy: Any,
     reference: Any,
     workload: Workload,
@@ -58,14 +58,14 @@ def trainer(
     )
 
 
-def collated(trainer: Any, first: int, workload: Workload) -> dict[str, Tensor]:
+def collate_pairs(trainer: Any, first: int, workload: Workload) -> dict[str, Tensor]:
     """Return a batch of pairs, in their order, as TRL collates it."""
     places = range(first, first + len(workload.chosen))
     batch = trainer.data_collator([trainer.train_dataset[place] for place in places])
     return dict(batch)
 
 
-def as_pairs(inputs: dict[str, Tensor], workload: Workload) -> PairBatch:
+def to_pair_batch(inputs: dict[str, Tensor], workload: Workload) -> PairBatch:
     """Convert TRL's batch to ours: the same token ids, the same pixels."""
     ids, mask, response = (
         inputs[name] for name in ("input_ids", "attention_mask", "completion_mask")
@@ -99,12 +99,12 @@ def as_pairs(inputs: dict[str, Tensor], workload: Workload) -> PairBatch:
     )
 
 
-def losses_apart(workload: Workload, steps: int, rate: float) -> dict[str, Any]:
+def compare_losses(workload: Workload, steps: int, rate: float) -> dict[str, Any]:
     """Train twice from the same weights, with TRL's loss and ours; return the losses of both."""
     policy, _ = workload.model()
     policy.load_state_dict(workload.model()[1].state_dict())
     reference = copy.deepcopy(policy).requires_grad_(False)
-    theirs = trainer(copy.deepcopy(policy), copy.deepcopy(reference), workload, steps)
+    theirs = make_trainer(copy.deepcopy(policy), copy.deepcopy(reference), workload, steps)
     theirs.model.train()
     objective = ObjectiveConfig(preset="dpo")
     ours, frozen = Policy(policy, objective), Policy(reference, objective)
@@ -113,12 +113,12 @@ def losses_apart(workload: Workload, steps: int, rate: float) -> dict[str, Any]:
         return theirs.compute_loss(theirs.model, inputs)  # type: ignore[no-any-return]
 
     def by_us(inputs: dict[str, Tensor]) -> Tensor:
-        batch = as_pairs(inputs, workload)
+        batch = to_pair_batch(inputs, workload)
         return ours(batch, frozen.reference_scores(batch), frozen.head).loss.mean()
 
     with use_packed_attention(policy), use_packed_attention(reference):
         ours.prefix_sharing = frozen.prefix_sharing = True
-        batches = [collated(theirs, place, workload) for place in range(steps)]
+        batches = [collate_pairs(theirs, place, workload) for place in range(steps)]
         curves = [
             _train(model, loss, batches, rate)
             for model, loss in ((theirs.model, by_trl), (policy, by_us))

@@ -80,14 +80,14 @@ class Browser:
 
 
 @contextmanager
-def browser(downloads: Path) -> Iterator[Browser]:
+def open_browser(downloads: Path) -> Iterator[Browser]:
     """Open a browser that saves into a folder."""
     assert DRIVER is not None
     with subprocess.Popen(
         [DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as driver:
         try:
-            window = Browser(_address(driver), downloads)
+            window = Browser(_read_driver_address(driver), downloads)
             try:
                 yield window
             finally:
@@ -105,7 +105,7 @@ def wait_for(files: Path, pattern: str, seconds: float = 20) -> Sequence[Path]:
     return found
 
 
-def _address(driver: subprocess.Popen[str]) -> str:
+def _read_driver_address(driver: subprocess.Popen[str]) -> str:
     assert driver.stdout is not None
     for line in driver.stdout:
         started = re.search(r"started successfully on port (\d+)", line)

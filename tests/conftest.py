@@ -23,7 +23,7 @@ SHARED = ROOT.parent / "shared"
 #: The files that take longest, of their own time and of waiting by turns, so that of the workers
 #: which begin together one waits while the others compute; then those of few tests that take long,
 #: which would come last.
-LONG = (
+LONGEST_FILES = (
     "e2e/test_program.py",
     "orchestrator/executors/test_conformance.py",
     "orchestrator/test_damage.py",
@@ -69,9 +69,9 @@ def pytest_sessionfinish(exitstatus: int) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take long: begun last, one would run on by itself."""
-    long = {ROOT / "tests" / name: place for place, name in enumerate(LONG)}
+    long = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST_FILES)}
     sizes = Counter(item.path for item in items)
-    items.sort(key=lambda item: (long.get(item.path, len(LONG)), -sizes[item.path]))
+    items.sort(key=lambda item: (long.get(item.path, len(LONGEST_FILES)), -sizes[item.path]))
 
 
 def pytest_collectstart() -> None:
@@ -87,7 +87,7 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _isolated_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Let nothing of the user's environment in, and nothing be written beside the tests."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -103,7 +103,7 @@ def oracles() -> Path:
 
 
 @pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database that MLflow has set up, which takes it seconds: one for all of a run's workers."""
     place = tmp_path_factory.getbasetemp()
     place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
@@ -124,12 +124,12 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def with_store(migrated: Path) -> Callable[[Path], Path]:
+def with_store(migrated_database: Path) -> Callable[[Path], Path]:
     """Make a work directory with a database in it that MLflow need not set up."""
 
     def made(workdir: Path) -> Path:
         workdir.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(migrated, workdir / "mlflow.db")
+        shutil.copyfile(migrated_database, workdir / "mlflow.db")
         return workdir
 
     return made

@@ -184,7 +184,7 @@ print("works" if "greeting" in [section.name for section in report.sections] els
 }
 
 
-def claimed() -> dict[str, list[str]]:
+def read_claimed_places() -> dict[str, list[str]]:
     """Return where ARCHITECTURE.md says that additions go."""
     rows = re.findall(r"^\| (.+?) \| (`.+) \|$", (ROOT / "ARCHITECTURE.md").read_text(), re.M)
     return {what: re.findall(r"`([^`]+)`", where) for what, where in rows}
@@ -220,7 +220,7 @@ print(json.dumps(told))
 
 
 @pytest.fixture(scope="module")
-def used(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+def uses_by_addition(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
     """What the use of each addition comes to without it, and in a tree with it alone."""
     trees = {what: tmp_path_factory.mktemp("tree") for what in ["", *ADDITIONS]}
     for what, tree in trees.items():
@@ -249,16 +249,18 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]
 
 
 @pytest.mark.parametrize("what", ADDITIONS)
-def test_an_addition_goes_where_it_says(what: str, used: dict[str, tuple[str, str]]) -> None:
+def test_an_addition_goes_where_it_says(
+    what: str, uses_by_addition: dict[str, tuple[str, str]]
+) -> None:
     for name, _, _ in ADDITIONS[what]:
-        assert any(name.startswith(place) for place in claimed()[what]), name
-    before, after = used[what]
+        assert any(name.startswith(place) for place in read_claimed_places()[what]), name
+    before, after = uses_by_addition[what]
     assert before != "works"
     assert after == "works"
 
 
 def test_what_it_names_is_there() -> None:
-    for places in claimed().values():
+    for places in read_claimed_places().values():
         for place in places:
             assert (ROOT / place).exists(), place
     named = re.findall(r"`((?:\w+/)*\w+\.py)`", (ROOT / "ARCHITECTURE.md").read_text())

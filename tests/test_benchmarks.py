@@ -55,7 +55,7 @@ def test_the_naive_step_and_ours_have_the_same_gradient(
 
 @pytest.mark.slow  # its process imports all anew
 def test_memory_is_that_of_one_variant_in_a_process_of_its_own(step: Any) -> None:
-    assert step._peak_apart("dpo", 4, "stored reference") > 0
+    assert step._measure_peak_in_process("dpo", 4, "stored reference") > 0
 
 
 def test_the_gpu_benchmark_is_the_same_code_on_a_cpu(
@@ -87,7 +87,7 @@ def test_the_cpu_seconds_of_a_command_are_those_of_its_processes(
         "while time.process_time() < 1.5: pass\n"
         "print('a line'), print(json.dumps({'burnt': time.process_time()}))"
     )
-    taken, printed = estimate._timed([sys.executable, "-c", burn])
+    taken, printed = estimate._time_command([sys.executable, "-c", burn])
     # It is looked at every quarter of a second: what came after the last look is not seen.
     assert 1.0 < taken["cpu_s"] < printed["burnt"] + 0.5
 
@@ -118,7 +118,7 @@ def test_a_grid_costs_its_work_its_start_ups_and_a_rest(monkeypatch: pytest.Monk
             a_scoring("Scorer", 0.75),
         ],
     }
-    found = study.figures([{"bare": bare, "shared": ray, "in step": ray}])
+    found = study.compute_figures([{"bare": bare, "shared": ray, "in step": ray}])
 
     work = {what: figure["median"] for what, figure in found["bare work, cpu_s"].items()}
     assert work == {"reference pass": 10.0, "policy steps": 10.0, "scores": 5.0}
@@ -163,7 +163,7 @@ def test_what_a_job_costs_is_its_own_processes(monkeypatch: pytest.MonkeyPatch) 
                 on_event(event)
 
     heard: list[Any] = []
-    watched = study.Watched(Executor(), lambda: next(times))
+    watched = study.RecordingExecutor(Executor(), lambda: next(times))
     watched.run([training], heard.append, None, lambda: ())
 
     assert len(heard) == 4
@@ -215,7 +215,7 @@ def test_a_part_that_fails_is_a_row(acceptance: Any, capsys: pytest.CaptureFixtu
     def fails() -> dict[str, Any]:
         raise ArithmeticError("weights differ")
 
-    row = acceptance._row("repeat", fails)
+    row = acceptance._run_part("repeat", fails)
     assert (row["ok"], row["failed"]) == (False, "ArithmeticError: weights differ")
     assert "weights differ" in capsys.readouterr().err
 

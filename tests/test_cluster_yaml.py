@@ -19,12 +19,12 @@ FILES = ("cluster.yaml", "clusters/aws.yaml", "clusters/gcp.yaml")
 CLOUDS = FILES[1:]
 
 
-def read(file: str) -> dict[str, Any]:
+def read_yaml(file: str) -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.safe_load((ROOT / file).read_text())
     return loaded
 
 
-def filled_in(file: str) -> str:
+def fill_in(file: str) -> str:
     text = (ROOT / file).read_text().replace("FILL-IN", "mine")
     return re.sub(r"192\.0\.2\.(\d+)", r"10.0.0.\1", text)
 
@@ -33,7 +33,7 @@ def filled_in(file: str) -> str:
 def test_ray_accepts_it(file: str) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    validate_config(prepare_config(copy.deepcopy(read(file))))
+    validate_config(prepare_config(copy.deepcopy(read_yaml(file))))
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -42,7 +42,7 @@ def test_nothing_is_wrong_with_it_but_the_places_to_fill_in(file: str, tmp_path:
     assert as_shipped.problems
     assert all("is an example: fill in your own" in line for line in as_shipped.lines)
     mine = tmp_path / "mine.yaml"
-    mine.write_text(filled_in(file))
+    mine.write_text(fill_in(file))
     # What a shipped recipe of a 7B model asks of a trial.
     need = ResourceNeed(num_workers=1, per_worker={"CPU": 4.0, "GPU": 1.0}, trials=12)
     checked = check_cluster(mine, need)
@@ -54,7 +54,7 @@ def test_nothing_is_wrong_with_it_but_the_places_to_fill_in(file: str, tmp_path:
 
 @pytest.mark.parametrize("file", FILES)
 def test_it_asks_for_the_token_and_makes_it_first(file: str) -> None:
-    cluster = read(file)
+    cluster = read_yaml(file)
     for who in ("head", "worker"):
         commands = cluster[f"{who}_start_ray_commands"]
         (start,) = [line for line in commands if " start " in line]
@@ -70,10 +70,10 @@ def test_it_asks_for_the_token_and_makes_it_first(file: str) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_pages_are_on_loopback_and_drivers_on_the_head_alone(file: str, tmp_path: Path) -> None:
-    (head,) = [line for line in read(file)["head_start_ray_commands"] if "--head" in line]
+    (head,) = [line for line in read_yaml(file)["head_start_ray_commands"] if "--head" in line]
     assert "--dashboard-host=127.0.0.1" in head
     mine = tmp_path / "mine.yaml"
-    mine.write_text(filled_in(file))
+    mine.write_text(fill_in(file))
     places = {
         kind.head: (kind.resources.get("chip_driver"), kind.resources.get("CPU"))
         for kind in list_node_types(check_cluster(mine).file)
@@ -84,7 +84,7 @@ def test_pages_are_on_loopback_and_drivers_on_the_head_alone(file: str, tmp_path
 
 @pytest.mark.parametrize("file", CLOUDS)
 def test_a_cloud_scales_to_zero_on_spot_machines_and_its_head_stops_when_idle(file: str) -> None:
-    cluster = read(file)
+    cluster = read_yaml(file)
     head, worker = (cluster["available_node_types"][name] for name in ("head", "worker"))
     assert worker["min_workers"] == 0
     assert 0 < cluster["idle_timeout_minutes"] <= 10
@@ -96,13 +96,13 @@ def test_a_cloud_scales_to_zero_on_spot_machines_and_its_head_stops_when_idle(fi
 
 
 def test_aws_opens_ssh_alone() -> None:
-    provider = read("clusters/aws.yaml")["provider"]
+    provider = read_yaml("clusters/aws.yaml")["provider"]
     assert "IpPermissions" not in provider["security_group"]  # Ray's own: port 22, and inside all
     assert provider["use_internal_ips"] is True
 
 
 def test_gcp_gives_workers_no_public_address() -> None:
-    kinds = read("clusters/gcp.yaml")["available_node_types"]
+    kinds = read_yaml("clusters/gcp.yaml")["available_node_types"]
     (interface,) = kinds["worker"]["node_config"]["networkInterfaces"]
     assert "accessConfigs" not in interface
     assert "accessConfigs" in kinds["head"]["node_config"]["networkInterfaces"][0]

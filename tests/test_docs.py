@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("chip_core", "orchestrator")
 
 
-def imports() -> list[tuple[str, str, str]]:
-    """Each import of ours in a document's Python: document, module, name."""
+def list_imports() -> list[tuple[str, str, str]]:
+    """List each import of ours in a document's Python: document, module, name."""
     found = []
     for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "chip_core/README.md"]:
         for block in re.findall(r"```python\n(.*?)```", document.read_text(), flags=re.DOTALL):
@@ -27,9 +27,12 @@ def imports() -> list[tuple[str, str, str]]:
 
 
 def test_documents_import_something() -> None:
-    assert {document for document, _, _ in imports()} >= {"chip_core/README.md", "docs/plugins.md"}
+    assert {document for document, _, _ in list_imports()} >= {
+        "chip_core/README.md",
+        "docs/plugins.md",
+    }
 
 
-@pytest.mark.parametrize("document, module, name", imports())
+@pytest.mark.parametrize("document, module, name", list_imports())
 def test_what_a_document_imports_is_there(document: str, module: str, name: str) -> None:
     assert hasattr(importlib.import_module(module), name), document

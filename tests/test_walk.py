@@ -18,9 +18,9 @@ from types import CodeType, FrameType
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-OURS = (f"{ROOT}/chip_core/", f"{ROOT}/orchestrator/")
+PACKAGE_FOLDERS = (f"{ROOT}/chip_core/", f"{ROOT}/orchestrator/")
 #: Files on the way at most: so many there are.
-MOST = 60
+MAX_FILES = 60
 
 STUDY = """
 study: tiny
@@ -35,14 +35,14 @@ benchmarks:
 SHORT = {"data.limit": 10, "training.batch_size": 4, "training.epochs": 2, "training.max_steps": 4}
 
 
-class Arrived(Exception):
+class WalkEnded(Exception):
     """Ends what is followed."""
 
 
-def arrive(*_: Any) -> None:
+def end_walk(*_: Any) -> None:
     """Follow no further."""
     sys.setprofile(None)
-    raise Arrived
+    raise WalkEnded
 
 
 class Walk:
@@ -53,27 +53,27 @@ class Walk:
         self._seen: set[CodeType] = set()
 
     def __enter__(self) -> Walk:
-        threading.setprofile(self._look)
-        sys.setprofile(self._look)
+        threading.setprofile(self._record_call)
+        sys.setprofile(self._record_call)
         return self
 
     def __exit__(self, _: Any, error: BaseException | None, __: Any) -> bool:
         sys.setprofile(None)
         threading.setprofile(None)
-        return isinstance(error, Arrived)
+        return isinstance(error, WalkEnded)
 
-    def _look(self, frame: FrameType, event: str, _: Any) -> None:
+    def _record_call(self, frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
         if event != "call" or code in self._seen:
             return
-        if not code.co_filename.startswith(OURS):
+        if not code.co_filename.startswith(PACKAGE_FOLDERS):
             self._seen.add(code)
-        elif code.co_flags & CO_OPTIMIZED and not _imports(frame):  # a function's, and called
+        elif code.co_flags & CO_OPTIMIZED and not _is_importing(frame):  # a function's, and called
             self._seen.add(code)
             self.files.add(Path(code.co_filename).relative_to(ROOT).as_posix())
 
 
-def _imports(frame: FrameType | None) -> bool:
+def _is_importing(frame: FrameType | None) -> bool:
     """Return whether a module is being imported."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
@@ -82,7 +82,7 @@ def _imports(frame: FrameType | None) -> bool:
     return False
 
 
-def follow(folder: Path) -> dict[str, set[str]]:
+def collect_walked_files(folder: Path) -> dict[str, set[str]]:
     """Return the files of both ways."""
     from rich.console import Console
     from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -97,7 +97,7 @@ def follow(folder: Path) -> dict[str, set[str]]:
 
     class Executor(InlineExecutor):
         def run(self, *_: Any) -> None:
-            arrive()
+            end_walk()
 
     (folder / "study.yaml").write_text(STUDY)
     plan = make_plan(load_study(folder / "study.yaml", StudyChanges(overrides=SHORT)))
@@ -110,7 +110,7 @@ def follow(folder: Path) -> dict[str, set[str]]:
             console=Console(quiet=True),
         )
     config = next(trial.config for trial in plan.trials if "chip" in trial.name)
-    register_optimizer_step_post_hook(arrive)
+    register_optimizer_step_post_hook(end_walk)
     with Walk() as trial:
         run_trial(config, folder=folder / "trial")
     return {"study": study.files, "trial": trial.files}
@@ -129,10 +129,10 @@ def test_one_trial_passes_through_few_files(tmp_path: Path) -> None:
     assert {"orchestrator/run.py", "orchestrator/runner/phase.py"} <= set(files["study"])
     assert {"chip_core/trial.py", "chip_core/objectives/scores.py"} <= set(files["trial"])
     together = sorted({*files["study"], *files["trial"]})
-    assert len(together) <= MOST, "\n".join(together)
+    assert len(together) <= MAX_FILES, "\n".join(together)
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    ways = follow(Path(sys.argv[1]))
+    ways = collect_walked_files(Path(sys.argv[1]))
     print(json.dumps({name: sorted(files) for name, files in ways.items()}))

@@ -26,7 +26,7 @@ from chip_core.objectives.scores import OutputHead, ReferenceScores, ResponseRef
 from chip_core.reference_cache.finish import HEAD_FILE
 from chip_core.reference_cache.folder import BrokenStoreError, store_folder
 from chip_core.reference_cache.rows import column_field
-from chip_core.reference_cache.shards import ReferenceCacheStore
+from chip_core.reference_cache.shards import OpenedStore
 from chip_core.reference_cache.spec import AvailableCaches, CacheSpec, count_epochs
 from chip_core.training.policy import (
     LiveReferenceSource,
@@ -83,12 +83,12 @@ def open_stores(
         workers: the workers of the training; None: only this process.
     """
     workers = workers or Workers()
-    stores: list[tuple[CacheSpec, ReferenceCacheStore]] = []
+    stores: list[tuple[CacheSpec, OpenedStore]] = []
     notes: list[str] = []
     spot_check = SpotCheck(policy, config, processor, pairs)
     for spec in available.passes:
         folder = store_folder(available.cache, spec.key)
-        opened: list[ReferenceCacheStore] = []
+        opened: list[OpenedStore] = []
         problems = workers.gather_results(partial(_open_store, spot_check, spec, folder, opened))
         problem = next(
             (worker_problem for worker_problem in problems if worker_problem is not None), None
@@ -106,11 +106,11 @@ def open_stores(
 
 
 def _open_store(
-    spot_check: SpotCheck, spec: CacheSpec, folder: Path, opened: list[ReferenceCacheStore]
+    spot_check: SpotCheck, spec: CacheSpec, folder: Path, opened: list[OpenedStore]
 ) -> str | None:
     """Open a store and add it to `opened`; return why it cannot be used, or None."""
     try:
-        store = ReferenceCacheStore(folder, spec.identity)
+        store = OpenedStore(folder, spec.identity)
         spot_check.verify(spec, store)
     except BrokenStoreError as error:
         return str(error)
@@ -125,7 +125,7 @@ class OpenedStores:
     policy: Policy
     config: TrialConfig
     pairs: int
-    stores: Sequence[tuple[CacheSpec, ReferenceCacheStore]]
+    stores: Sequence[tuple[CacheSpec, OpenedStore]]
     notes: tuple[str, ...]
 
     def reference(self, live: Callable[[], LiveReferenceSource]) -> TrainingReference:
@@ -140,7 +140,7 @@ class OpenedStores:
         )
         text = self._stores_of_kind("text").get(None)
         objective = self.config.objective
-        by_quantity: dict[tuple[str, Quantity], dict[int | None, ReferenceCacheStore]] = {
+        by_quantity: dict[tuple[str, Quantity], dict[int | None, OpenedStore]] = {
             (view, quantity): {
                 spec.epoch: store
                 for spec, store in self.stores
@@ -178,12 +178,12 @@ class OpenedStores:
             source=reference, attach_features=features.attach, engine=engine, notes=self.notes
         )
 
-    def _stores_of_kind(self, kind: str) -> dict[int | None, ReferenceCacheStore]:
+    def _stores_of_kind(self, kind: str) -> dict[int | None, OpenedStore]:
         return {spec.epoch: store for spec, store in self.stores if spec.kind == kind}
 
 
 def _stored_head(
-    policy: Policy, config: TrialConfig, text_store: ReferenceCacheStore | None
+    policy: Policy, config: TrialConfig, text_store: OpenedStore | None
 ) -> OutputHead | None:
     """Return the reference's output head; None if the policy's own is frozen."""
     assert text_store is not None
@@ -226,7 +226,7 @@ class SpotCheck:
         self._scores: dict[int, ReferenceScores] = {}
         self._states: dict[int, ResponseStates] = {}
 
-    def verify(self, spec: CacheSpec, store: ReferenceCacheStore) -> None:
+    def verify(self, spec: CacheSpec, store: OpenedStore) -> None:
         """Check a store's first and last sample; a worker without weights leaves it to another.
 
         Raises:
@@ -248,7 +248,7 @@ class SpotCheck:
         else:
             self._verify_responses(spec, store, epoch)
 
-    def _verify_responses(self, spec: CacheSpec, store: ReferenceCacheStore, epoch: int) -> None:
+    def _verify_responses(self, spec: CacheSpec, store: OpenedStore, epoch: int) -> None:
         batch = self._batches[epoch].to(self._device)
         if epoch not in self._scores:
             self._scores[epoch] = self._policy.reference_scores(batch)
@@ -273,7 +273,7 @@ class SpotCheck:
             )
 
     @torch.no_grad()
-    def _verify_features(self, spec: CacheSpec, store: ReferenceCacheStore, epoch: int) -> None:
+    def _verify_features(self, spec: CacheSpec, store: OpenedStore, epoch: int) -> None:
         if not is_tower_frozen(self._policy.model, self._config):
             raise BrokenStoreError("trained parameters are within the tower")
         batch = self._batches[epoch]
@@ -314,8 +314,8 @@ def _relative_distance(one: Tensor, other: Tensor) -> float:
 class StoredFeatures:
     """Add the features in stores to batches; the others are computed."""
 
-    images: ReferenceCacheStore | None
-    rejected_images: Mapping[int | None, ReferenceCacheStore]  # by epoch; None: for all epochs
+    images: OpenedStore | None
+    rejected_images: Mapping[int | None, OpenedStore]  # by epoch; None: for all epochs
 
     @property
     def mode(self) -> Literal["stored", "computed"]:
@@ -337,9 +337,7 @@ class StoredFeatures:
         return batch
 
 
-def _attach_stored(
-    store: ReferenceCacheStore, indices: tuple[int, ...], prompts: Prompts
-) -> Prompts:
+def _attach_stored(store: OpenedStore, indices: tuple[int, ...], prompts: Prompts) -> Prompts:
     features = {column_field(name): store.rows(indices, name) for name in store.columns}
     return replace(prompts, features=features)
 
@@ -349,7 +347,7 @@ class StoredReference:
 
     def __init__(
         self,
-        stores: Mapping[tuple[str, Quantity], Mapping[int | None, ReferenceCacheStore]],
+        stores: Mapping[tuple[str, Quantity], Mapping[int | None, OpenedStore]],
         *,
         head: OutputHead | None,
         hidden: bool,
@@ -409,7 +407,7 @@ class StoredReference:
 
 
 def _read_columns(
-    store: ReferenceCacheStore,
+    store: OpenedStore,
     group: str,
     indices: tuple[int, ...],
     responses: Responses,

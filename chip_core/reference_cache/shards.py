@@ -69,7 +69,7 @@ def write_tensors(partial: Path, name: str, tensors: Mapping[str, Tensor]) -> No
         raise
 
 
-class ReferenceCacheStore:
+class OpenedStore:
     """An open store, read by rows."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any] | None = None) -> None:

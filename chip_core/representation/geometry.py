@@ -21,8 +21,8 @@ _PENALTY = 1.0  # on the probe's squared weights, halved; inputs are standardise
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A figure and its 95 % interval over items."""
+class IntervalEstimate:
+    """A metric's value and its 95 % interval over items."""
 
     value: float
     low: float
@@ -55,7 +55,9 @@ def compute_distances(representations: Representations) -> dict[str, NDArray[np.
     return values
 
 
-def compute_figures(models: Sequence[Representations], *, seed: int = 0) -> dict[str, Figure]:
+def compute_figures(
+    models: Sequence[Representations], *, seed: int = 0
+) -> dict[str, IntervalEstimate]:
     """Return the figures of a model, or of one arm's models, each trained with another seed.
 
     Several models are averaged item by item; the interval is over items only.
@@ -72,11 +74,11 @@ def compute_figures(models: Sequence[Representations], *, seed: int = 0) -> dict
     results = {}
     for name in model_distances[0]:
         values = np.mean([distances[name] for distances in model_distances], axis=0)
-        results[name] = _make_figure(float(values.mean()), counts @ values / items)
+        results[name] = _estimate_interval(float(values.mean()), counts @ values / items)
     probes = [
         compute_probe_auc(model.true, model.hallucinated, counts, seed=seed) for model in models
     ]
-    results["probe_auc"] = _make_figure(
+    results["probe_auc"] = _estimate_interval(
         float(np.mean([value for value, _ in probes])),
         np.mean([draws for _, draws in probes], axis=0),
     )
@@ -165,9 +167,9 @@ def _cosine_distances(first: Vectors, second: Vectors) -> Vectors:
     return distances
 
 
-def _make_figure(value: float, draws: NDArray[np.float64]) -> Figure:
+def _estimate_interval(value: float, draws: NDArray[np.float64]) -> IntervalEstimate:
     low, high = np.quantile(draws, [0.025, 0.975])
-    return Figure(value=value, low=float(low), high=float(high))
+    return IntervalEstimate(value=value, low=float(low), high=float(high))
 
 
 def _fit_probe(rows: Vectors, true_count: int) -> Vectors:

@@ -18,7 +18,7 @@ from orchestrator.commands.common.output import print_json, print_written
 from orchestrator.commands.common.param_types import IntegerType, PathType, TextType
 
 if TYPE_CHECKING:
-    from chip_core.representation.geometry import Figure
+    from chip_core.representation.geometry import IntervalEstimate
     from orchestrator.plan.plan import Arm, Trial
     from orchestrator.representation.measure import ModelSource
     from orchestrator.representation.results import RepresentationResults
@@ -166,7 +166,7 @@ def _model_source(name: str) -> ModelSource:
 def _make_attachment(
     results: RepresentationResults,
     sources: Sequence[ModelSource],
-    model_figures: Mapping[int, Mapping[str, Figure]],
+    model_figures: Mapping[int, Mapping[str, IntervalEstimate]],
 ) -> StudyAttachment:
     """Return figures to attach to a study's runs: trials' own figures, arms' with intervals."""
     from orchestrator.representation.results import tracker_metrics

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from chip_core.evaluation.task import MetricInfo
 from orchestrator.analysis import Comparison, Verdict
-from orchestrator.report.summary import ArmRow, Figure, Summary
+from orchestrator.report.summary import ArmMetric, ArmRow, Summary
 
 NO_VALUE = "—"
 _MINUS = "\N{MINUS SIGN}"
@@ -32,22 +32,22 @@ def format_signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", _MINUS)
 
 
-def format_mean(figure: Figure | None) -> str:
-    """Format `mean ± sd`, or a dash without a figure."""
-    if figure is None:
+def format_mean(arm_metric: ArmMetric | None) -> str:
+    """Format `mean ± sd`, or a dash without a value."""
+    if arm_metric is None:
         return NO_VALUE
-    return format_number(figure.mean) + (
-        "" if figure.sd is None else f" ± {format_number(figure.sd)}"
+    return format_number(arm_metric.mean) + (
+        "" if arm_metric.sd is None else f" ± {format_number(arm_metric.sd)}"
     )
 
 
-def format_difference(figure: Figure | None) -> str:
+def format_difference(arm_metric: ArmMetric | None) -> str:
     """Format a difference and its interval; empty without a difference."""
-    if figure is None or figure.difference is None:
+    if arm_metric is None or arm_metric.difference is None:
         return ""
-    if figure.interval is None:
-        return format_signed(figure.difference)
-    return f"{format_signed(figure.difference)} {format_interval(figure.interval)}"
+    if arm_metric.interval is None:
+        return format_signed(arm_metric.difference)
+    return f"{format_signed(arm_metric.difference)} {format_interval(arm_metric.interval)}"
 
 
 def format_interval(interval: tuple[float, float] | None) -> str:

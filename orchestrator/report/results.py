@@ -19,7 +19,7 @@ from orchestrator.report.formatting import (
 )
 from orchestrator.report.sections.answer import answer_sentence
 from orchestrator.report.sections.notes import study_notes
-from orchestrator.report.summary import ArmRow, Figure, Summary
+from orchestrator.report.summary import ArmMetric, ArmRow, Summary
 from orchestrator.report.writers.exports import summary_to_json
 from orchestrator.tracking.views import ArmView, PendingRuns, Status
 
@@ -31,7 +31,7 @@ Cell = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class ResultsTable:
     """A table for the terminal: arms × as many metrics as fit."""
 
     heads: tuple[str, ...]  # heads of the metrics
@@ -44,7 +44,7 @@ class Results:
 
     study: str
     answer: str
-    grids: tuple[Grid, ...]
+    grids: tuple[ResultsTable, ...]
     notes: tuple[str, ...]
     left: int  # number of trials left to run
     data: Mapping[str, Any]  # for programs
@@ -86,14 +86,14 @@ def build_results(summary: Summary) -> Results:
     return Results(
         study=summary.plan.study.name,
         answer=answer_sentence(summary),
-        grids=tuple(_build_grid(summary, metrics) for metrics in _split_metrics(summary)),
+        grids=tuple(_build_results_table(summary, metrics) for metrics in _split_metrics(summary)),
         notes=(mean_note, *study_notes(summary)),
         left=summary.remaining,
         data=summary_to_json(summary),
     )
 
 
-def _build_grid(summary: Summary, metrics: list[str]) -> Grid:
+def _build_results_table(summary: Summary, metrics: list[str]) -> ResultsTable:
     """Return a table of arms × metrics, each figure with its difference and interval below."""
     heads = []
     for metric in metrics:
@@ -112,7 +112,7 @@ def _build_grid(summary: Summary, metrics: list[str]) -> Grid:
         if comparison is not None:
             name.append((f"\n{format_verdict(comparison)}", "italic"))
         rows.append((tuple(name), *(_stack_cell(row.figures.get(metric)) for metric in metrics)))
-    return Grid(heads=tuple(heads), rows=tuple(rows))
+    return ResultsTable(heads=tuple(heads), rows=tuple(rows))
 
 
 def _split_metrics(summary: Summary) -> Iterator[list[str]]:
@@ -137,11 +137,11 @@ def _split_metrics(summary: Summary) -> Iterator[list[str]]:
         yield group
 
 
-def _stack_cell(figure: Figure | None) -> Cell:
-    """Return a cell with a figure, its difference and its interval below each other."""
-    difference, _, interval = format_difference(figure).partition(" ")
+def _stack_cell(arm_metric: ArmMetric | None) -> Cell:
+    """Return a cell with a mean, its difference and its interval below each other."""
+    difference, _, interval = format_difference(arm_metric).partition(" ")
     below = ((f"\n{difference}\n{interval}", "dim"),) if difference else ()
-    return ((format_mean(figure), ""), *below)
+    return ((format_mean(arm_metric), ""), *below)
 
 
 VERDICT_TAG = "chip.verdict"

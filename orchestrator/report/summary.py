@@ -32,7 +32,7 @@ UNTRAINED = "base (untrained)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class ArmMetric:
     """One metric of one arm over its seeds."""
 
     values: Mapping[int | None, float]  # seed -> value as shown; None is the untrained model
@@ -76,7 +76,7 @@ class ArmRow:
     name: str
     arm: Arm | None  # None: the untrained model
     states: Mapping[int | None, TrialState]  # by seed
-    figures: Mapping[str, Figure]  # by metric; metrics without a value are left out
+    figures: Mapping[str, ArmMetric]  # by metric; metrics without a value are left out
 
     def comparison(self, metric: str | None) -> Comparison | None:
         """Return the comparison with the baseline on a metric, if there is one."""
@@ -209,7 +209,7 @@ def _build_row(
         arm=arm,
         states={trial.seed: _trial_state(trial, ledger, rule) for trial in trials},
         figures={
-            metric: Figure(values=values[metric], comparison=differences.get(metric))
+            metric: ArmMetric(values=values[metric], comparison=differences.get(metric))
             for metric in scales
             if metric in values
         },

@@ -9,7 +9,12 @@ from pathlib import Path
 from chip_core.config.trial import EngineConfig, ModelConfig
 from chip_core.models import loading
 from chip_core.representation.described import DescribedImage
-from chip_core.representation.geometry import Basis, Figure, compute_common_basis, compute_figures
+from chip_core.representation.geometry import (
+    Basis,
+    IntervalEstimate,
+    compute_common_basis,
+    compute_figures,
+)
 from chip_core.representation.states import Reading, Representations, compute_representations
 from chip_core.results import MODEL
 from chip_core.trained import check_model
@@ -82,7 +87,7 @@ def read_models(
     reading: Reading,
     missing: Sequence[str] = (),
     report_progress: ModelProgress | None = None,
-) -> tuple[RepresentationResults, Mapping[int, Mapping[str, Figure]]]:
+) -> tuple[RepresentationResults, Mapping[int, Mapping[str, IntervalEstimate]]]:
     """Compute the figures and the common projection of models, and each model's own figures.
 
     Args:

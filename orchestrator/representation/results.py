@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chip_core.representation.geometry import Figure
+from chip_core.representation.geometry import IntervalEstimate
 from chip_core.representation.states import Reading
 from chip_core.utils.files import write_atomically, write_checksummed
 from orchestrator.report.figures.representation import draw_representation
@@ -21,7 +21,7 @@ class RepresentationRow:
 
     name: str
     seeds: tuple[int | None, ...]  # None: not trained
-    figures: Mapping[str, Figure]  # of the mean over seeds
+    figures: Mapping[str, IntervalEstimate]  # of the mean over seeds
     by_seed: tuple[Mapping[str, float], ...]
     points: Mapping[str, list[list[float]]]  # of the first seed, by kind, in the common basis
     trials: Mapping[str, str] = field(default_factory=dict)  # of a study: name -> fingerprint
@@ -87,7 +87,7 @@ def results_markdown(results: RepresentationResults) -> str:
 
 
 def tracker_metrics(
-    results: RepresentationResults, figures: Mapping[str, Figure], *, intervals: bool
+    results: RepresentationResults, figures: Mapping[str, IntervalEstimate], *, intervals: bool
 ) -> dict[str, float]:
     """Return figures for a tracker: `representation/probe_auc`, `….low`, `….high`."""
     metrics = {f"{results.name}/{name}": figure.value for name, figure in figures.items()}

@@ -43,8 +43,8 @@ WORDS = SENTENCE.split()
 PATCH, SIDE = 8, 32
 
 
-def template(image: str, end: str) -> str:
-    """The layout of a conversation, with the family's image placeholder and end of turn."""
+def make_chat_template(image: str, end: str) -> str:
+    """Make a chat template with the family's image placeholder and end of turn."""
     return (
         "{% for message in messages %}{{ message['role'] }} : "
         "{% for part in message['content'] %}"
@@ -54,8 +54,8 @@ def template(image: str, end: str) -> str:
     )
 
 
-def tokenizer(special: Sequence[str], end: str) -> PreTrainedTokenizerFast:
-    """A word a token."""
+def make_tokenizer(special: Sequence[str], end: str) -> PreTrainedTokenizerFast:
+    """Make a tokenizer in which each word is a token."""
     words = ["<pad>", end, "<unk>", *special, *WORDS]
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -68,7 +68,7 @@ def tokenizer(special: Sequence[str], end: str) -> PreTrainedTokenizerFast:
     )
 
 
-def _text(words: Any, **more: Any) -> dict[str, Any]:
+def _make_text_config(words: Any, **more: Any) -> dict[str, Any]:
     return {
         "vocab_size": len(words),
         "hidden_size": 32,
@@ -85,31 +85,32 @@ def _text(words: Any, **more: Any) -> dict[str, Any]:
     }
 
 
-def _clip() -> CLIPVisionConfig:
+def _make_clip_config() -> CLIPVisionConfig:
     return CLIPVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
         image_size=SIDE, patch_size=PATCH, projection_dim=32,
     )  # fmt: skip
 
 
-def llava() -> tuple[Any, Any]:
-    words = tokenizer(["<image>"], "</s>")
+def make_llava() -> tuple[Any, Any]:
+    words = make_tokenizer(["<image>"], "</s>")
     image_processor = CLIPImageProcessorPil(
         size={"height": SIDE, "width": SIDE}, do_center_crop=False
     )
     processor = compose_processor(
         "llava", image_processor, words, patch_size=PATCH, num_additional_image_tokens=1,
-        vision_feature_select_strategy="default", chat_template=template("<image>", "</s>"),
+        vision_feature_select_strategy="default",
+        chat_template=make_chat_template("<image>", "</s>"),
     )  # fmt: skip
     config = LlavaConfig(
-        vision_config=_clip(), text_config=LlamaConfig(**_text(words)),
+        vision_config=_make_clip_config(), text_config=LlamaConfig(**_make_text_config(words)),
         image_token_index=words.convert_tokens_to_ids("<image>"), image_seq_length=16,
     )  # fmt: skip
     return config, processor
 
 
-def llava_next() -> tuple[Any, Any]:
-    words = tokenizer(["<image>"], "</s>")
+def make_llava_next() -> tuple[Any, Any]:
+    words = make_tokenizer(["<image>"], "</s>")
     pinpoints = [[32, 64], [64, 32], [64, 64]]
     image_processor = LlavaNextImageProcessorPil(
         size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE},
@@ -117,10 +118,11 @@ def llava_next() -> tuple[Any, Any]:
     )  # fmt: skip
     processor = compose_processor(
         "llava_next", image_processor, words, patch_size=PATCH, num_additional_image_tokens=1,
-        vision_feature_select_strategy="default", chat_template=template("<image>", "</s>"),
+        vision_feature_select_strategy="default",
+        chat_template=make_chat_template("<image>", "</s>"),
     )  # fmt: skip
     config = LlavaNextConfig(
-        vision_config=_clip(), text_config=LlamaConfig(**_text(words)),
+        vision_config=_make_clip_config(), text_config=LlamaConfig(**_make_text_config(words)),
         image_token_index=words.convert_tokens_to_ids("<image>"), image_grid_pinpoints=pinpoints,
     )  # fmt: skip
     return config, processor
@@ -130,7 +132,7 @@ QWEN = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 _QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
-def _qwen_ids(words: Any) -> dict[str, int]:
+def _find_qwen_ids(words: Any) -> dict[str, int]:
     ids = dict(zip(QWEN, words.convert_tokens_to_ids(QWEN), strict=True))
     return {
         "vision_start_token_id": ids["<|vision_start|>"],
@@ -140,64 +142,70 @@ def _qwen_ids(words: Any) -> dict[str, int]:
     }
 
 
-def _qwen_images() -> Any:
+def _make_qwen_image_processor() -> Any:
     return Qwen2VLImageProcessorPil(
         patch_size=PATCH, merge_size=2, temporal_patch_size=2,
         size={"shortest_edge": 16 * 16, "longest_edge": 48 * 48},
     )  # fmt: skip
 
 
-def qwen2_5_vl() -> tuple[Any, Any]:
-    """Its output head is tied to the embeddings, as the released 3B's is."""
-    words = tokenizer(QWEN, "<|im_end|>")
+def make_qwen2_5_vl() -> tuple[Any, Any]:
+    """Make one whose output head is tied to the embeddings, as the released 3B's is."""
+    words = make_tokenizer(QWEN, "<|im_end|>")
     processor = compose_processor(
-        "qwen2_5_vl", _qwen_images(), words, chat_template=template(_QWEN_IMAGE, "<|im_end|>")
+        "qwen2_5_vl",
+        _make_qwen_image_processor(),
+        words,
+        chat_template=make_chat_template(_QWEN_IMAGE, "<|im_end|>"),
     )
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
     config = Qwen2_5_VLConfig(
-        text_config=_text(words, rope_parameters=rope, tie_word_embeddings=True),
+        text_config=_make_text_config(words, rope_parameters=rope, tie_word_embeddings=True),
         vision_config={
             "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4,
             "patch_size": PATCH, "spatial_merge_size": 2, "temporal_patch_size": 2,
             "window_size": 32, "fullatt_block_indexes": [1], "out_hidden_size": 32,
         },
-        tie_word_embeddings=True, **_qwen_ids(words),
+        tie_word_embeddings=True, **_find_qwen_ids(words),
     )  # fmt: skip
     return config, processor
 
 
-def qwen3_vl() -> tuple[Any, Any]:
-    words = tokenizer(QWEN, "<|im_end|>")
+def make_qwen3_vl() -> tuple[Any, Any]:
+    words = make_tokenizer(QWEN, "<|im_end|>")
     processor = compose_processor(
-        "qwen3_vl", _qwen_images(), words, chat_template=template(_QWEN_IMAGE, "<|im_end|>")
+        "qwen3_vl",
+        _make_qwen_image_processor(),
+        words,
+        chat_template=make_chat_template(_QWEN_IMAGE, "<|im_end|>"),
     )
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
     config = Qwen3VLConfig(
-        text_config=_text(words, rope_parameters=rope, head_dim=8),
+        text_config=_make_text_config(words, rope_parameters=rope, head_dim=8),
         vision_config={
             "depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4,
             "patch_size": PATCH, "spatial_merge_size": 2, "temporal_patch_size": 2,
             "out_hidden_size": 32, "num_position_embeddings": 64, "deepstack_visual_indexes": [0],
         },
-        tie_word_embeddings=False, **_qwen_ids(words),
+        tie_word_embeddings=False, **_find_qwen_ids(words),
     )  # fmt: skip
     return config, processor
 
 
-def _idefics(kind: str, config_class: Any, image_class: Any) -> tuple[Any, Any]:
+def _make_idefics(kind: str, config_class: Any, image_class: Any) -> tuple[Any, Any]:
     tiles = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
     special = ["<fake_token_around_image>", "<image>", "<global-img>", *tiles]
-    words = tokenizer([*special, "<row>"], "<end_of_utterance>")
+    words = make_tokenizer([*special, "<row>"], "<end_of_utterance>")
     image_processor = image_class(
         size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE},
         do_image_splitting=True,
     )  # fmt: skip
     processor = compose_processor(
         kind, image_processor, words, image_seq_len=4,
-        chat_template=template("<image>", "<end_of_utterance>"),
+        chat_template=make_chat_template("<image>", "<end_of_utterance>"),
     )  # fmt: skip
     config = config_class(
-        text_config=LlamaConfig(**_text(words)),
+        text_config=LlamaConfig(**_make_text_config(words)),
         vision_config={
             "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
             "num_attention_heads": 4, "image_size": SIDE, "patch_size": PATCH,
@@ -208,17 +216,17 @@ def _idefics(kind: str, config_class: Any, image_class: Any) -> tuple[Any, Any]:
     return config, processor
 
 
-def idefics3() -> tuple[Any, Any]:
-    return _idefics("idefics3", Idefics3Config, Idefics3ImageProcessorPil)
+def make_idefics3() -> tuple[Any, Any]:
+    return _make_idefics("idefics3", Idefics3Config, Idefics3ImageProcessorPil)
 
 
-def smolvlm() -> tuple[Any, Any]:
-    return _idefics("smolvlm", SmolVLMConfig, SmolVLMImageProcessorPil)
+def make_smolvlm() -> tuple[Any, Any]:
+    return _make_idefics("smolvlm", SmolVLMConfig, SmolVLMImageProcessorPil)
 
 
-def muffin() -> tuple[Any, Any]:
+def make_muffin() -> tuple[Any, Any]:
     shown = ["<im_patch>", "<im_start>", "<im_end>"]
-    words = tokenizer([*shown, "###", "Human", "Assistant"], "</s>")
+    words = make_tokenizer([*shown, "###", "Human", "Assistant"], "</s>")
     processor = MuffinProcessor(MuffinImageProcessor(size=SIDE), words, image_seq_length=4)
     config = MuffinConfig(
         vision_config={
@@ -226,7 +234,7 @@ def muffin() -> tuple[Any, Any]:
             "num_attention_heads": 4, "image_size": SIDE, "patch_size": PATCH, "num_query": 4,
             "max_query_positions": 8,
         },
-        text_config=_text(words),
+        text_config=_make_text_config(words),
         **dict(
             zip(
                 ("image_token_id", "image_start_token_id", "image_end_token_id"),
@@ -239,13 +247,13 @@ def muffin() -> tuple[Any, Any]:
 
 
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
-    "llava": llava,
-    "llava_next": llava_next,
-    "qwen2_5_vl": qwen2_5_vl,
-    "qwen3_vl": qwen3_vl,
-    "idefics3": idefics3,
-    "smolvlm": smolvlm,
-    "muffin": muffin,
+    "llava": make_llava,
+    "llava_next": make_llava_next,
+    "qwen2_5_vl": make_qwen2_5_vl,
+    "qwen3_vl": make_qwen3_vl,
+    "idefics3": make_idefics3,
+    "smolvlm": make_smolvlm,
+    "muffin": make_muffin,
 }
 
 
@@ -268,8 +276,8 @@ class ListPairs(list[PreferencePair], Pairs):
     """Pairs that are all held."""
 
 
-def pairs() -> ListPairs:
-    """Three pairs whose images and texts differ in size."""
+def make_pairs() -> ListPairs:
+    """Make three pairs whose images and texts differ in size."""
     made = ListPairs()
     for number, (size, chosen, rejected) in enumerate(
         [
@@ -292,10 +300,10 @@ def pairs() -> ListPairs:
     return made
 
 
-def items(questions: int = 4) -> list[Item]:
-    """Questions of different lengths about the three pairs' images."""
+def make_items(questions: int = 4) -> list[Item]:
+    """Make questions of different lengths about the three pairs' images."""
     made = []
-    for shown, pair in enumerate(pairs()):
+    for shown, pair in enumerate(make_pairs()):
         picture = Picture(key=pair.id, read=lambda image=pair.image: image)
         for number in range(questions):
             words = [WORDS[(5 + shown + number + n) % len(WORDS)] for n in range(2 + 3 * number)]

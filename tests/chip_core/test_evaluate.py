@@ -77,7 +77,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def rewritten(adapter: Path, into: Path, change: Callable[[str], str | None]) -> Path:
+def copy_with_names(adapter: Path, into: Path, change: Callable[[str], str | None]) -> Path:
     """Copy an adapter with its weights named otherwise, or left out."""
     shutil.copytree(adapter, into)
     weights = load_file(into / ADAPTER_WEIGHTS)
@@ -98,20 +98,24 @@ def test_an_adapter_with_other_names_is_scored_as_itself(adapter: Path, tmp_path
 
     right = answers(adapter)
     assert right != answers("shapes")
-    assert answers(rewritten(adapter, tmp_path / "ddp", lambda name: f"module.{name}")) == right
-    assert answers(rewritten(adapter, tmp_path / "old", before_4_52)) == right
+    assert (
+        answers(copy_with_names(adapter, tmp_path / "ddp", lambda name: f"module.{name}")) == right
+    )
+    assert answers(copy_with_names(adapter, tmp_path / "old", before_4_52)) == right
 
 
 def test_an_adapter_is_not_scored_as_its_base(adapter: Path, tmp_path: Path) -> None:
     # 4 layers × (q k v o, gate up down) and the head: 29 layers
-    missing = rewritten(
+    missing = copy_with_names(
         adapter, tmp_path / "missing", lambda name: None if "layers.2.mlp.up" in name else name
     )
     with pytest.raises(
         TrialError, match="1 of the 29 layers that it adapts get none, .*incomplete"
     ):
         evaluate_model(str(missing), ASKED, folder=tmp_path / "out", data_paths=DataPaths())
-    strange = rewritten(adapter, tmp_path / "strange", lambda name: name.replace("_proj", "_lin"))
+    strange = copy_with_names(
+        adapter, tmp_path / "strange", lambda name: name.replace("_proj", "_lin")
+    )
     with pytest.raises(TrialError, match="56 of its 58 weights do not exist in it .*--base"):
         evaluate_model(str(strange), ASKED, folder=tmp_path / "out", data_paths=DataPaths())
 
@@ -131,7 +135,7 @@ def test_another_base_than_an_adapter_names_is_told(
         f"adapter_config.json names {MODEL_FOLDER} as its base model, but --base applies"
         in caplog.text
     )
-    gone = rewritten(adapter, tmp_path / "gone", lambda name: name)
+    gone = copy_with_names(adapter, tmp_path / "gone", lambda name: name)
     said = json.loads((gone / "adapter_config.json").read_text())
     said["base_model_name_or_path"] = "./nowhere"
     (gone / "adapter_config.json").write_text(json.dumps(said))

@@ -28,12 +28,12 @@ ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trials_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("trials")
 
 
-def trained(kept: Path, shapes_config: Configured, kind: str) -> Path:
-    folder = kept / kind
+def train_once(trials_folder: Path, shapes_config: Configured, kind: str) -> Path:
+    folder = trials_folder / kind
     if not folder.exists():
         config = shapes_config(training__batch_size=2, optimizer__lr=1e-2, **KINDS[kind])
         run_trial(config, folder=folder)
@@ -42,9 +42,9 @@ def trained(kept: Path, shapes_config: Configured, kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_merged_it_is_one_plain_model_that_answers_alike(
-    kept: Path, shapes_config: Configured, tmp_path: Path, kind: str
+    trials_folder: Path, shapes_config: Configured, tmp_path: Path, kind: str
 ) -> None:
-    folder = trained(kept, shapes_config, kind)
+    folder = train_once(trials_folder, shapes_config, kind)
     said = export_model(folder, tmp_path / "deep" / "out", merge=True)
     out = tmp_path / "deep" / "out"
     assert not {path.name for path in out.iterdir()} & {*ADAPTER, "trained_parts.safetensors"}
@@ -76,9 +76,9 @@ def test_merged_it_is_one_plain_model_that_answers_alike(
 
 
 def test_without_merging_an_adapter_stays_one(
-    kept: Path, shapes_config: Configured, tmp_path: Path
+    trials_folder: Path, shapes_config: Configured, tmp_path: Path
 ) -> None:
-    folder = trained(kept, shapes_config, "lora, staged")
+    folder = train_once(trials_folder, shapes_config, "lora, staged")
     said = export_model(folder, tmp_path / "out")
     assert said[0].startswith("a PEFT adapter of ")
     assert said[1].startswith("parts trained in addition to it are in trained_parts.safetensors")
@@ -89,9 +89,9 @@ def test_without_merging_an_adapter_stays_one(
 
 
 def test_into_the_folder_one_stands_in(
-    kept: Path, shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trials_folder: Path, shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = trained(kept, shapes_config, "full")
+    folder = train_once(trials_folder, shapes_config, "full")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     export_model(folder, Path("."))
@@ -100,9 +100,9 @@ def test_into_the_folder_one_stands_in(
 
 
 def test_what_cannot_be_exported_is_told(
-    kept: Path, shapes_config: Configured, tmp_path: Path
+    trials_folder: Path, shapes_config: Configured, tmp_path: Path
 ) -> None:
-    folder = trained(kept, shapes_config, "full")
+    folder = train_once(trials_folder, shapes_config, "full")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file is not empty: name a new folder"):
         export_model(folder, tmp_path / "file")
@@ -115,9 +115,9 @@ def test_what_cannot_be_exported_is_told(
 
 
 def test_an_adapter_is_merged_where_it_belongs_or_not_at_all(
-    kept: Path, shapes_config: Configured, tmp_path: Path
+    trials_folder: Path, shapes_config: Configured, tmp_path: Path
 ) -> None:
-    whole = trained(kept, shapes_config, "lora, staged")
+    whole = train_once(trials_folder, shapes_config, "lora, staged")
     export_model(whole, tmp_path / "right", merge=True)
 
     def named(into: str, file: str, change: Callable[[str], str]) -> Path:
@@ -151,10 +151,10 @@ def test_an_adapter_is_merged_where_it_belongs_or_not_at_all(
 
 
 def test_a_base_model_that_is_gone_is_told(
-    kept: Path, shapes_config: Configured, tmp_path: Path
+    trials_folder: Path, shapes_config: Configured, tmp_path: Path
 ) -> None:
     folder = tmp_path / "trial"
-    shutil.copytree(trained(kept, shapes_config, "lora"), folder)
+    shutil.copytree(train_once(trials_folder, shapes_config, "lora"), folder)
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace('"path": "shapes"', '"path": "./gone"'))
     with pytest.raises(UserError, match="the base model is needed to merge: no folder gone"):

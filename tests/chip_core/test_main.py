@@ -19,7 +19,7 @@ from chip_core.utils.errors import UserError
 SHORT = ["benchmarks={}", "training.max_steps=2", "training.batch_size=2", "engine.threads=1"]
 
 
-def test_it_trains_and_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_program_trains_and_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scored = "benchmarks.report=[{name: shapes, limit: 2}]"
     out = tmp_path / "out"
     assert main(["train", "shapes", "--set", *SHORT, scored, "--out", str(out)]) == 0
@@ -174,7 +174,7 @@ def test_the_configuration_is_read_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_it_imports_neither_ray_nor_mlflow() -> None:
+def test_the_program_imports_neither_ray_nor_mlflow() -> None:
     code = "import sys, chip_core.trial; sys.exit(any(m in sys.modules for m in ('ray', 'mlflow')))"
     subprocess.run([sys.executable, "-c", code], check=True)
 

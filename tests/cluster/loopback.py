@@ -27,7 +27,7 @@ BIN = Path(sys.executable).parent
 FILE = machines.BASE / "cluster.yaml"
 WORK = machines.BASE / "client-work"
 #: Seconds that the cluster may take to come up, on a machine that has much else to do.
-PATIENCE = 1200
+MAX_SECONDS = 1200
 STUDY = """
 study: loopback
 question: Does a study on a cluster come to its report?
@@ -44,52 +44,52 @@ primary: {metric: shapes/chair_i, goal: minimize}
 
 def main() -> None:
     """Do it all, and print the figures."""
-    head, worker = found = machines.start(2)
-    for machine in found:
-        machine.inside("sh", "-ec", f"mkdir -p {VENV.parent}; ln -s {BIN.parent} {VENV}")
-    fill_in(head, worker)
+    head, worker = all_machines = machines.start_machines(2)
+    for machine in all_machines:
+        machine.run("sh", "-ec", f"mkdir -p {VENV.parent}; ln -s {BIN.parent} {VENV}")
+    write_cluster_file(head, worker)
     WORK.mkdir()
     (WORK / "loopback.yaml").write_text(STUDY)
     figures: dict[str, Any] = {}
-    ours("cluster", "check", str(FILE))
+    run_chip_ablate("cluster", "check", str(FILE))
     with timed(figures, "up: head"):
-        command("ray", "up", "-y", str(FILE))
+        run_command("ray", "up", "-y", str(FILE))
     with timed(figures, "up: until the worker answers, after the head"):
-        until(lambda: is_up(worker), PATIENCE)
-        until(lambda: not live_problems(), PATIENCE)
+        wait_until(lambda: is_up(worker), MAX_SECONDS)
+        wait_until(lambda: not find_live_problems(), MAX_SECONDS)
     with timed(figures, "study"):
-        result = study()
+        result = run_study()
     figures["arms"] = len(result["arms"])
     figures["executed"] = result["executed"]
     figures["report"] = sorted(Path(path).name for path in result["report"])
     assert all(Path(path).is_file() for path in result["report"]), result["report"]
     # As from another machine, which knows the cluster's file alone.
     again = json.loads(
-        ours("attach", "--cluster", str(FILE), "--workdir", "other", "--json").stdout
+        run_chip_ablate("attach", "--cluster", str(FILE), "--workdir", "other", "--json").stdout
     )
     assert again["executed"] == result["executed"]
     assert all(Path(path).is_file() and "/other/" in path for path in again["report"]), again
     with timed(figures, "stop of a second study"):
-        running = stopped(found, head)
+        running = stop_second_study(all_machines, head)
     figures["listening"] = running
     figures["let in without the token"] = [
-        row for row in running if any(ports.lets_in(row[how]) for how in ("without", "wrong"))
+        row for row in running if any(ports.grants_access(row[how]) for how in ("without", "wrong"))
     ]
-    figures["keeps the head up"] = business(head)
+    figures["keeps the head up"] = query_head_activity(head)
     with timed(figures, "down"):
-        command("ray", "down", "-y", str(FILE))
-    figures["processes left"] = {"head": ray_of(head)}
+        run_command("ray", "down", "-y", str(FILE))
+    figures["processes left"] = {"head": list_ray_processes(head)}
     with timed(figures, "down: worker, after the head"):
-        until(lambda: not ray_of(worker), PATIENCE)
+        wait_until(lambda: not list_ray_processes(worker), MAX_SECONDS)
     print(json.dumps(figures))
 
 
 def is_up(machine: machines.Machine) -> bool:
     """Return whether a machine's Ray listens."""
-    return "ray::DashboardA" in machine.inside("ss", "-ltnpH")
+    return "ray::DashboardA" in machine.run("ss", "-ltnpH")
 
 
-def live_problems() -> list[dict[str, str]]:
+def find_live_problems() -> list[dict[str, str]]:
     """Return what `cluster check --live` finds."""
     done = subprocess.run(
         [BIN / "chip-ablate", "cluster", "check", FILE, "--live", "--json"],
@@ -100,7 +100,9 @@ def live_problems() -> list[dict[str, str]]:
     return problems
 
 
-def fill_in(head: machines.Machine, *workers: machines.Machine, storage: str | None = None) -> None:
+def write_cluster_file(
+    head: machines.Machine, *workers: machines.Machine, storage: str | None = None
+) -> None:
     """Write cluster.yaml with its FILL IN places filled in; `storage` replaces a shared disk."""
     content = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     content["provider"] |= {"head_ip": head.ip, "worker_ips": [worker.ip for worker in workers]}
@@ -113,7 +115,7 @@ def fill_in(head: machines.Machine, *workers: machines.Machine, storage: str | N
     FILE.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
-def study() -> dict[str, Any]:
+def run_study() -> dict[str, Any]:
     """Run the study by job; the connection is cut once on the way."""
     process = subprocess.Popen(
         [BIN / "chip-ablate", "run", "loopback.yaml", "--cluster", FILE, "--json",
@@ -121,21 +123,23 @@ def study() -> dict[str, Any]:
         cwd=WORK, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
-    said, cut = "", False
+    output, cut = "", False
     for line in process.stderr:
-        said += line
+        output += line
         print(line, end="", file=sys.stderr)
         if not cut and "trials" in line and "runs on" not in line:
             cut = True
             subprocess.run(["pkill", "-9", "-f", "ssh .* -N .*8265"], check=True)
     printed = process.communicate()[0]
-    assert process.returncode == 0, (process.returncode, said)
-    assert cut and "connection lost" in said, said
+    assert process.returncode == 0, (process.returncode, output)
+    assert cut and "connection lost" in output, output
     result: dict[str, Any] = json.loads(printed)
     return result
 
 
-def stopped(found: list[machines.Machine], head: machines.Machine) -> list[dict[str, Any]]:
+def stop_second_study(
+    all_machines: list[machines.Machine], head: machines.Machine
+) -> list[dict[str, Any]]:
     """Leave a study alone by Ctrl-C, stop it, and see that it was recorded as stopped.
 
     Returns:
@@ -151,11 +155,11 @@ def stopped(found: list[machines.Machine], head: machines.Machine) -> list[dict[
         print(line, end="", file=sys.stderr)
         if "seed 0: started" in line:
             break
-    rows = listening(found, head)
+    rows = probe_listeners(all_machines, head)
     process.send_signal(signal.SIGINT)
-    said = process.communicate()[1]
-    assert process.returncode == 130 and "the job continues" in said, (process.returncode, said)
-    ours("attach", "--stop")
+    output = process.communicate()[1]
+    assert process.returncode == 130 and "the job continues" in output, (process.returncode, output)
+    run_chip_ablate("attach", "--stop")
     ended = subprocess.run(
         [BIN / "chip-ablate", "attach"], cwd=WORK, capture_output=True, text=True, check=False
     )
@@ -166,24 +170,26 @@ def stopped(found: list[machines.Machine], head: machines.Machine) -> list[dict[
     return rows
 
 
-def listening(found: list[machines.Machine], head: machines.Machine) -> list[dict[str, Any]]:
+def probe_listeners(
+    all_machines: list[machines.Machine], head: machines.Machine
+) -> list[dict[str, Any]]:
     """Return who listens where, and how each answers with and without the token.
 
     They are asked from the client machine; what listens on loopback, from its own.
     """
-    token = head.inside("cat", "/root/.ray/auth_token").strip()
+    token = head.run("cat", "/root/.ray/auth_token").strip()
     shown = {"without": None, "wrong": "0" * 64, "with": token}
     rows = []
-    for machine in found:
+    for machine in all_machines:
         there = [
-            each for each in ports.listeners(machine.inside("ss", "-ltnpH")) if each.port != 22
+            each for each in ports.parse_listeners(machine.run("ss", "-ltnpH")) if each.port != 22
         ]
-        told = {
-            (how, inside): ports.answers(
+        results = {
+            (how, inside): ports.probe_ports(
                 "127.0.0.1" if inside else machine.ip,
-                [each.port for each in there if each.loopback == inside],
+                [each.port for each in there if each.is_loopback == inside],
                 given,
-                machine.enter if inside else (),
+                machine.enter_command if inside else (),
             )
             for how, given in shown.items()
             for inside in (False, True)
@@ -191,26 +197,26 @@ def listening(found: list[machines.Machine], head: machines.Machine) -> list[dic
         rows += [
             {"machine": "head" if machine is head else "worker",
              "address": each.address, "port": each.port, "program": each.program,
-             **{how: told[how, each.loopback][each.port] for how in shown}}
+             **{how: results[how, each.is_loopback][each.port] for how in shown}}
             for each in there
         ]  # fmt: skip
     return rows
 
 
-def business(head: machines.Machine) -> str:
+def query_head_activity(head: machines.Machine) -> str:
     """Return what `cluster idle` sees on the head, where one worker is up and no job runs."""
     look = "from orchestrator.cluster.idle import query_activity; print(query_activity())"
-    told = head.inside("env", "RAY_AUTH_MODE=token", str(BIN / "python"), "-c", look).strip()
-    assert told == "Activity(jobs=0, machines=1, users=0)", told
-    return told
+    results = head.run("env", "RAY_AUTH_MODE=token", str(BIN / "python"), "-c", look).strip()
+    assert results == "Activity(jobs=0, machines=1, users=0)", results
+    return results
 
 
-def ours(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_chip_ablate(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run chip-ablate in the client's folder."""
-    return command("chip-ablate", *arguments)
+    return run_command("chip-ablate", *arguments)
 
 
-def command(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_command(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a program of the virtual environment; what it says is shown where it fails."""
     done = subprocess.run(
         [BIN / program, *arguments], cwd=WORK, capture_output=True, text=True, check=False,
@@ -222,12 +228,14 @@ def command(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def ray_of(machine: machines.Machine) -> list[str]:
+def list_ray_processes(machine: machines.Machine) -> list[str]:
     """Return the processes of Ray on a machine."""
-    return [line[:80] for line in machine.processes() if "gcs_server" in line or "raylet" in line]
+    return [
+        line[:80] for line in machine.list_processes() if "gcs_server" in line or "raylet" in line
+    ]
 
 
-def until(holds: Any, seconds: float) -> None:
+def wait_until(holds: Any, seconds: float) -> None:
     """Wait for something."""
     end = time.monotonic() + seconds
     while not holds():
@@ -254,8 +262,8 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["inside"]:
         main()
     else:
-        why = machines.lacking()
+        why = machines.find_obstacle()
         if why is not None:
             raise SystemExit(f"test-cluster: {why}")
-        inside = machines.in_namespaces(Path(__file__), "inside")
+        inside = machines.make_namespace_command(Path(__file__), "inside")
         os.execvp(inside[0], inside)  # who ends this process ends all of it

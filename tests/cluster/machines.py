@@ -18,13 +18,13 @@ CLIENT = f"{NETWORK}.1"
 BASE = Path("/mnt")  # a tmpfs: upper folders of overlays cannot lie on an overlay
 SHARED = BASE / "chip-ablate"
 #: What each machine has for itself; what is below shines through, and is never written.
-OWN = ("/root", "/tmp", "/opt", "/var/log", "/run", "/etc/ssh")
+PRIVATE_FOLDERS = ("/root", "/tmp", "/opt", "/var/log", "/run", "/etc/ssh")
 #: What a machine does not see of this one: its token, and its Ray.
-EMPTY = ("/root/.ray", "/tmp/ray")
+HIDDEN_FOLDERS = ("/root/.ray", "/tmp/ray")
 TOOLS = ("unshare", "nsenter", "ip", "ss", "rsync", "ssh", "ssh-keygen", "/usr/sbin/sshd")
 
 
-def lacking() -> str | None:
+def find_obstacle() -> str | None:
     """Return why machines cannot be made here."""
     missing = [Path(tool).name for tool in TOOLS if shutil.which(tool) is None]
     if missing:
@@ -50,7 +50,7 @@ UNSHARE = (
 )
 
 
-def in_namespaces(script: Path, *arguments: str) -> list[str]:
+def make_namespace_command(script: Path, *arguments: str) -> list[str]:
     """Return the command that runs a script of this folder as the client machine."""
     return [*UNSHARE, sys.executable, str(script), *arguments]
 
@@ -78,7 +78,7 @@ class Machine:
             f"SetEnv {' '.join(f'{name}={value}' for name, value in given.items())}\n"
         )
         script = (
-            f"read _; {overlays(folder)}; mkdir -p /run/sshd; ip link set lo up; "
+            f"read _; {make_overlay_commands(folder)}; mkdir -p /run/sshd; ip link set lo up; "
             f"ip addr add {self.ip}/24 dev eth0; ip link set eth0 up; "
             f"ip route add default via {CLIENT}; "
             f"exec /usr/sbin/sshd -D -e -f {config}"
@@ -87,7 +87,7 @@ class Machine:
             self._unshare = subprocess.Popen(
                 [*UNSHARE, "sh", "-ec", script], stdin=subprocess.PIPE, stdout=log, stderr=log
             )
-        self.pid = child(self._unshare.pid)
+        self.pid = wait_for_child(self._unshare.pid)
         _run("ip", "link", "add", self._link, "type", "veth", "peer", "name", "eth0",
              "netns", str(self.pid))  # fmt: skip
         _run("ip", "link", "set", self._link, "master", "bridge0", "up")
@@ -96,44 +96,44 @@ class Machine:
         self._unshare.stdin.close()
 
     @property
-    def lives(self) -> bool:
+    def is_running(self) -> bool:
         """Whether it was not ended."""
         return self._unshare.poll() is None
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """Take it away with all that runs there, as if its power went: nobody hears of it."""
         _run("ip", "link", "set", self._link, "down")
         self._unshare.kill()
         self._unshare.wait()
 
-    def inside(self, *command: str) -> str:
+    def run(self, *command: str) -> str:
         """Run a command on the machine, past sshd, and return what it prints."""
         return subprocess.run(
-            [*self.enter, *command], capture_output=True, text=True, check=True
+            [*self.enter_command, *command], capture_output=True, text=True, check=True
         ).stdout
 
     @property
-    def enter(self) -> tuple[str, ...]:
+    def enter_command(self) -> tuple[str, ...]:
         """Return what a command begins with to be run on the machine."""
         return ("nsenter", f"--target={self.pid}", "--mount", "--net", "--pid", "--ipc")
 
-    def processes(self) -> list[str]:
+    def list_processes(self) -> list[str]:
         """Return the command lines of what runs there, but for sshd's and those that look."""
         found = []
-        for line in self.inside("ps", "-eo", "pid=,args=").splitlines():
+        for line in self.run("ps", "-eo", "pid=,args=").splitlines():
             pid, args = line.split(maxsplit=1)
             if int(pid) != 1 and "sshd" not in args and not args.startswith("ps "):
                 found.append(args)
         return found
 
 
-def start(count: int) -> list[Machine]:
+def start_machines(count: int) -> list[Machine]:
     """Make the network, the shared folder and the machines; this process is the client."""
     _run("mount", "-t", "tmpfs", "none", str(BASE))
     SHARED.mkdir()
     client = BASE / "client"
     client.mkdir()
-    _run("sh", "-ec", overlays(client))
+    _run("sh", "-ec", make_overlay_commands(client))
     for key in ("host_key", "key"):
         _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(BASE / key))
     _run("ip", "link", "set", "lo", "up")
@@ -142,14 +142,14 @@ def start(count: int) -> list[Machine]:
     _run("ip", "link", "set", "bridge0", "up")
     machines = [Machine(f"machine{number}", number + 1) for number in range(1, count + 1)]
     for machine in machines:
-        _until_ssh(machine.ip)
+        _wait_for_ssh(machine.ip)
     return machines
 
 
-def overlays(folder: Path) -> str:
+def make_overlay_commands(folder: Path) -> str:
     """Return the shell commands that give a machine folders of its own."""
     commands = []
-    for own in OWN:
+    for own in PRIVATE_FOLDERS:
         if not Path(own).is_dir():
             continue
         upper, work = (folder / kind / own.strip("/").replace("/", "-") for kind in ("up", "work"))
@@ -157,11 +157,11 @@ def overlays(folder: Path) -> str:
             f"mkdir -p {upper} {work} && mount -t overlay overlay "
             f"-o lowerdir={own},upperdir={upper},workdir={work} {own}"
         )
-    commands += [f"mkdir -p {secret} && mount -t tmpfs none {secret}" for secret in EMPTY]
+    commands += [f"mkdir -p {secret} && mount -t tmpfs none {secret}" for secret in HIDDEN_FOLDERS]
     return "; ".join(commands)
 
 
-def _until_ssh(ip: str) -> None:
+def _wait_for_ssh(ip: str) -> None:
     for _ in range(200):
         asked = subprocess.run(["ssh-keyscan", "-T", "2", ip], capture_output=True, check=False)
         if asked.stdout:
@@ -170,7 +170,7 @@ def _until_ssh(ip: str) -> None:
     raise TimeoutError(f"no sshd at {ip}")
 
 
-def child(pid: int) -> int:
+def wait_for_child(pid: int) -> int:
     """Return the process id of a process's first child, once it has one."""
     for _ in range(200):
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

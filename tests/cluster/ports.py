@@ -35,12 +35,12 @@ class Listener:
     program: str
 
     @property
-    def loopback(self) -> bool:
+    def is_loopback(self) -> bool:
         """Whether only the machine itself reaches it."""
         return self.address in ("127.0.0.1", "::ffff:127.0.0.1", "::1")
 
 
-def listeners(ss: str) -> list[Listener]:
+def parse_listeners(ss: str) -> list[Listener]:
     """Read what `ss -ltnpH` prints."""
     found = set()
     for line in ss.splitlines():
@@ -55,28 +55,28 @@ def listeners(ss: str) -> list[Listener]:
     ]
 
 
-def answer(ip: str, port: int, token: str | None) -> str:
+def probe_port(ip: str, port: int, token: str | None) -> str:
     """Return how a port answers from another machine: refused, or what was let through.
 
     It is tried as HTTP first, then by one call of each of Ray's gRPC services.
     """
-    told = _http(ip, port, token)
-    return told if told is not None else _grpc(ip, port, token)
+    results = _probe_http(ip, port, token)
+    return results if results is not None else _probe_grpc(ip, port, token)
 
 
-def lets_in(told: str) -> bool:
+def grants_access(results: str) -> bool:
     """Return whether an answer to a call without the token shows more than health and metrics."""
     refused = ("UNAUTHENTICATED", "PERMISSION_DENIED", "health OK", "metrics", "UNIMPLEMENTED")
-    kind, _, rest = told.partition(" ")
+    kind, _, rest = results.partition(" ")
     if kind == "gRPC":
         return not all(part.endswith(refused) for part in rest.split(", "))
     harmless = ("401", "403", "404", "200 /api/local_raylet_healthz", "200 metrics")
     return not all(part.startswith(harmless) for part in rest.split(", "))
 
 
-def _http(ip: str, port: int, token: str | None) -> str | None:
+def _probe_http(ip: str, port: int, token: str | None) -> str | None:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    told = []
+    results = []
     for path in PAGES:
         connection = http.client.HTTPConnection(ip, port, timeout=10)
         try:
@@ -90,29 +90,29 @@ def _http(ip: str, port: int, token: str | None) -> str | None:
         if b"# HELP" in body or body == b"":  # an exporter of metrics: the same at every path
             return f"HTTP {answered.status} metrics"
         if answered.status != 404:
-            told.append(f"{answered.status} {path}")
-    return f"HTTP {', '.join(told) or 404}"
+            results.append(f"{answered.status} {path}")
+    return f"HTTP {', '.join(results) or 404}"
 
 
-def _grpc(ip: str, port: int, token: str | None) -> str:
+def _probe_grpc(ip: str, port: int, token: str | None) -> str:
     import grpc
 
     metadata = [] if token is None else [("authorization", f"Bearer {token}")]
-    told = []
+    results = []
     with grpc.insecure_channel(f"{ip}:{port}") as channel:
         for call in (*CALLS, HEALTH):
             ask = channel.unary_unary(call, request_serializer=None, response_deserializer=None)
             name = call.rpartition("/")[2] if call != HEALTH else "health"
             try:
                 ask(b"", timeout=5, metadata=metadata)
-                told.append(f"{name} OK")
+                results.append(f"{name} OK")
             except grpc.RpcError as error:
                 if error.code().name != "UNIMPLEMENTED":  # its server has no such service
-                    told.append(f"{name} {error.code().name}")
-    return f"gRPC {', '.join(told) or 'UNIMPLEMENTED'}"
+                    results.append(f"{name} {error.code().name}")
+    return f"gRPC {', '.join(results) or 'UNIMPLEMENTED'}"
 
 
-def answers(
+def probe_ports(
     ip: str, ports: list[int], token: str | None, enter: tuple[str, ...] = ()
 ) -> dict[int, str]:
     """Ask every port, in a process of its own: gRPC keeps threads.
@@ -127,9 +127,9 @@ def answers(
         [*enter, sys.executable, __file__, ip, *map(str, ports)],
         input=token or "", capture_output=True, text=True, check=True, timeout=300,
     )  # fmt: skip
-    return {int(port): told for port, told in json.loads(done.stdout).items()}
+    return {int(port): results for port, results in json.loads(done.stdout).items()}
 
 
 if __name__ == "__main__":  # on a machine: ports.py IP PORT... reads the token from its input
     given = sys.stdin.read().strip() or None
-    print(json.dumps({port: answer(sys.argv[1], int(port), given) for port in sys.argv[2:]}))
+    print(json.dumps({port: probe_port(sys.argv[1], int(port), given) for port in sys.argv[2:]}))

@@ -14,7 +14,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
-def figures_of(script: str) -> dict[str, Any]:
+def run_script(script: str) -> dict[str, Any]:
     """Run a script of this folder, and return what it prints."""
     done = subprocess.run(
         [sys.executable, HERE / script],
@@ -33,7 +33,7 @@ def figures_of(script: str) -> dict[str, Any]:
 @pytest.mark.ray
 @pytest.mark.e2e
 def test_a_cluster_comes_up_closed_runs_a_study_and_goes() -> None:
-    figures = figures_of("loopback.py")
+    figures = run_script("loopback.py")
     assert figures["executed"] == 3  # two arms of one seed, and the untrained model
     assert "report.html" in figures["report"]
     assert figures["processes left"] == {"head": []}
@@ -45,7 +45,7 @@ def test_a_cluster_comes_up_closed_runs_a_study_and_goes() -> None:
 @pytest.mark.ray
 @pytest.mark.e2e
 def test_machines_that_share_no_disk_and_one_is_taken_away() -> None:
-    figures = figures_of("apart.py")
+    figures = run_script("no_shared_disk.py")
     assert figures["lost"]["in mid-training"]
     assert not figures["failed"] and figures["differing"] == []
     tries = figures["tries"]
@@ -62,7 +62,7 @@ def test_machines_that_share_no_disk_and_one_is_taken_away() -> None:
 @pytest.mark.ray
 @pytest.mark.e2e
 def test_a_trial_on_two_machines_of_which_one_is_taken_away() -> None:
-    figures = figures_of("two_machines.py")
+    figures = run_script("two_machines.py")
     for kind, reference, became in (
         ("fsdp", "stored", None),
         ("hsdp", "live", "fsdp (hsdp, and all workers are on one machine)"),
@@ -86,17 +86,17 @@ def test_what_is_let_in_is_read_from_the_answers() -> None:
         "gRPC GetAllNodeInfo UNAUTHENTICATED, health OK", "HTTP 401 /api/jobs/", "HTTP 404",
         "HTTP 200 metrics", "HTTP 401 /metrics, 200 /api/local_raylet_healthz",
     ):  # fmt: skip
-        assert not ports.lets_in(closed)
+        assert not ports.grants_access(closed)
     for opened in (
         "gRPC GetAllNodeInfo OK, health OK", "gRPC GetNodeStats INVALID_ARGUMENT",
         "HTTP 200 /api/jobs/", "HTTP 500 /api/job_agent/jobs/none/logs",
     ):  # fmt: skip
-        assert ports.lets_in(opened)
-    found = ports.listeners(
+        assert ports.grants_access(opened)
+    found = ports.parse_listeners(
         'LISTEN 0 128 127.0.0.1:8265 0.0.0.0:* users:(("python3",pid=2,fd=5))\n'
         'LISTEN 0 128 *:6379 *:* users:(("gcs_server",pid=2,fd=5))\n'
         'LISTEN 0 128 [::ffff:127.0.0.1]:10001 *:* users:(("python3",pid=2,fd=5))\n'
     )
-    assert [(each.port, each.loopback) for each in found] == [
+    assert [(each.port, each.is_loopback) for each in found] == [
         (6379, False), (8265, True), (10001, True),
     ]  # fmt: skip

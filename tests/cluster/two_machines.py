@@ -27,7 +27,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 import machines  # noqa: E402
-from loopback import BIN, ROOT, timed, until  # noqa: E402
+from loopback import BIN, ROOT, timed, wait_until  # noqa: E402
 
 PORT, CPUS, WORKERS = 6379, 2, 4
 STUDY = """
@@ -49,46 +49,46 @@ TRAINING: dict[str, Any] = {
 }
 ENGINE: dict[str, Any] = {"threads": 1, "micro_batch": 2, "checkpoint_every": 6}
 #: Seconds that a run may take, on a machine that has much else to do.
-PATIENCE = 1500
+MAX_SECONDS = 1500
 #: The card by which a machine's processes reach the others'.
 NETWORK = {"GLOO_SOCKET_IFNAME": "eth0"}
 
 
 def main(*kinds: str) -> None:
     """Do it all, or these kinds alone, and print the figures."""
-    head, second = machines.start(2)
+    head, second = machines.start_machines(2)
     figures: dict[str, Any] = {}
     with timed(figures, "the study in one process"):
         alone = Run(head, "alone", workers=1, parallel="auto", reference="off", inline=True)
-        assert alone.ends() == 0, alone.said
+        assert alone.wait() == 0, alone.output
     steps = 24  # three epochs of 64 pairs
-    assert len(alone.losses()) == steps
-    assert len(set(alone.losses())) > steps / 2
+    assert len(alone.read_losses()) == steps
+    assert len(set(alone.read_losses())) > steps / 2
     with timed(figures, "up"):
-        join(head, head)
-        join(second, head)
-        until(lambda: living(head) == 2, PATIENCE)
+        join_cluster(head, head)
+        join_cluster(second, head)
+        wait_until(lambda: count_alive_nodes(head) == 2, MAX_SECONDS)
     if "fsdp" in kinds:
         begun = time.monotonic()
         run = Run(head, "fsdp", workers=WORKERS, parallel="fsdp", reference="fp32")
-        lost = run.lose(second)
+        lost = run.kill_machine(second)
         second = machines.Machine("machine3", 4)
-        join(second, head)
-        assert run.ends() == 0, run.said
+        join_cluster(second, head)
+        assert run.wait() == 0, run.output
         seconds = round(time.monotonic() - begun, 1)
-        figures["fsdp"] = run.figures(alone) | lost | {"seconds": seconds}
+        figures["fsdp"] = run.read_figures(alone) | lost | {"seconds": seconds}
     if "hsdp" in kinds:
-        until(lambda: living(head) == 2, PATIENCE)
+        wait_until(lambda: count_alive_nodes(head) == 2, MAX_SECONDS)
         begun = time.monotonic()
         run = Run(head, "hsdp", workers=WORKERS, parallel="hsdp", reference="off")
-        lost = run.lose(second)
-        until(lambda: "worker process died" in run.said, PATIENCE)
+        lost = run.kill_machine(second)
+        wait_until(lambda: "worker process died" in run.output, MAX_SECONDS)
         run.interrupt()
-        assert run.ends() == 130, run.said
+        assert run.wait() == 130, run.output
         run = Run(head, "hsdp", workers=CPUS, parallel="hsdp", reference="off")
-        assert run.ends() == 0, run.said
+        assert run.wait() == 0, run.output
         seconds = round(time.monotonic() - begun, 1)
-        figures["hsdp"] = run.figures(alone) | lost | {"seconds": seconds}
+        figures["hsdp"] = run.read_figures(alone) | lost | {"seconds": seconds}
     print(json.dumps(figures))
 
 
@@ -106,7 +106,7 @@ class Run:
         inline: bool = False,
     ) -> None:
         """Start it; where its folder holds an earlier one, it goes on from that."""
-        self.machine, self.folder, self.said = machine, machines.SHARED / name, ""
+        self.machine, self.folder, self.output = machine, machines.SHARED / name, ""
         self.folder.mkdir(exist_ok=True)
         tree = yaml.safe_load((ROOT / "chip_core/recipes/shapes.yaml").read_text())
         engine = ENGINE | {"workers_per_trial": workers, "parallel": parallel}
@@ -115,49 +115,49 @@ class Run:
         (self.folder / "study.yaml").write_text(STUDY)
         how = ["--executor", "inline"] if inline else ["--address", f"{machine.ip}:{PORT}"]
         self.process = subprocess.Popen(
-            [*machine.enter, "env", "-C", str(self.folder), BIN / "chip-ablate", "run",
+            [*machine.enter_command, "env", "-C", str(self.folder), BIN / "chip-ablate", "run",
              "study.yaml", "--workdir", str(self.folder / "work"), *how],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env=os.environ | NETWORK,
         )  # fmt: skip
-        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener = threading.Thread(target=self._collect_output, daemon=True)
         self.listener.start()
 
-    def _listen(self) -> None:
+    def _collect_output(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.said += line
+            self.output += line
             print(line, end="", file=sys.stderr, flush=True)
 
     def interrupt(self) -> None:
         """Stop it as Ctrl-C does: nsenter, which waits for it, passes no signal on."""
-        os.kill(machines.child(self.process.pid), signal.SIGINT)
+        os.kill(machines.wait_for_child(self.process.pid), signal.SIGINT)
 
-    def ends(self) -> int:
+    def wait(self) -> int:
         """Wait for its end and return its exit code."""
-        code = self.process.wait(PATIENCE)
+        code = self.process.wait(MAX_SECONDS)
         self.listener.join()
         return code
 
-    def lose(self, machine: machines.Machine) -> dict[str, Any]:
+    def kill_machine(self, machine: machines.Machine) -> dict[str, Any]:
         """Take a machine away in mid-training, once there is a checkpoint; tell of it."""
-        until(lambda: self.checkpoints() or self.process.poll() is not None, PATIENCE)
-        (first, *_) = self.checkpoints()
-        there = [line for line in machine.processes() if "RayTrainWorker" in line]
-        machine.end()
+        wait_until(lambda: self.list_checkpoints() or self.process.poll() is not None, MAX_SECONDS)
+        (first, *_) = self.list_checkpoints()
+        there = [line for line in machine.list_processes() if "RayTrainWorker" in line]
+        machine.kill()
         state = json.loads(first.read_text())
         shards = [name for name in state["files"] if name.startswith("shards/")]
-        assert "finished" not in self.said and self.process.poll() is None, self.said
+        assert "finished" not in self.output and self.process.poll() is None, self.output
         return {
             "workers on the lost machine": len(there),
             "checkpoint": {"after step": state["step"], "written by": len(shards)},
         }
 
-    def checkpoints(self) -> list[Path]:
+    def list_checkpoints(self) -> list[Path]:
         """Return the manifests of its checkpoints, oldest first."""
         return sorted((self.folder / "work").glob("**/checkpoints/step-*/manifest.json"))
 
-    def losses(self) -> list[float]:
+    def read_losses(self) -> list[float]:
         """Return its trial's loss after each step, of the attempt that came to the end."""
         (result,) = (
             path.parent
@@ -167,9 +167,9 @@ class Run:
         lines = (result / "curves.jsonl").read_text().splitlines()
         return [json.loads(line)["figures"]["loss"] for line in lines]
 
-    def figures(self, alone: Run) -> dict[str, Any]:
+    def read_figures(self, alone: Run) -> dict[str, Any]:
         """Return how far its curve is from another run's, and how it came to its end."""
-        losses, right = self.losses(), alone.losses()
+        losses, right = self.read_losses(), alone.read_losses()
         assert len(losses) == len(right)
         ledger = (self.folder / "work/ledger/ledger.jsonl").read_text().splitlines()
         (finished,) = (
@@ -189,7 +189,7 @@ class Run:
         }
 
 
-def join(machine: machines.Machine, head: machines.Machine) -> None:
+def join_cluster(machine: machines.Machine, head: machines.Machine) -> None:
     """Have a machine be a node of the cluster, with its CPUs; its head where it is that one."""
     if machine is head:
         where = ["--head", f"--port={PORT}", "--include-dashboard=false"]
@@ -197,20 +197,20 @@ def join(machine: machines.Machine, head: machines.Machine) -> None:
     else:
         where = [f"--address={head.ip}:{PORT}"]
     done = subprocess.run(
-        [*machine.enter, BIN / "ray", "start", *where, f"--node-ip-address={machine.ip}",
+        [*machine.enter_command, BIN / "ray", "start", *where, f"--node-ip-address={machine.ip}",
          f"--num-cpus={CPUS}", "--object-store-memory=100000000", "--disable-usage-stats"],
         capture_output=True, text=True, check=False, env=os.environ | NETWORK,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def living(head: machines.Machine) -> int:
+def count_alive_nodes(head: machines.Machine) -> int:
     """Return how many nodes the cluster has."""
     script = (
         "import ray; ray.init('auto', logging_level=50); "
         "print(sum(node['Alive'] for node in ray.nodes()))"
     )
-    return int(head.inside(sys.executable, "-c", script).split()[-1])
+    return int(head.run(sys.executable, "-c", script).split()[-1])
 
 
 if __name__ == "__main__":
@@ -225,8 +225,8 @@ if __name__ == "__main__":
         main(*sys.argv[2:])
     else:
         asked = sys.argv[1:] or ["fsdp", "hsdp"]
-        why = machines.lacking()
+        why = machines.find_obstacle()
         if why is not None:
             raise SystemExit(f"test-cluster: {why}")
-        inside = machines.in_namespaces(Path(__file__), "inside", *asked)
+        inside = machines.make_namespace_command(Path(__file__), "inside", *asked)
         os.execvp(inside[0], inside)  # who ends this process ends all of it

@@ -51,13 +51,13 @@ def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
-def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+def read_result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     loaded: dict[str, Any] = json.loads(done.stdout)
     return loaded
 
 
-def tagged(workdir: Path) -> dict[str, list[str]]:
+def list_run_statuses(workdir: Path) -> dict[str, list[str]]:
     """Return chip.kind -> statuses of the active runs."""
     with sqlite3.connect(workdir / "mlflow.db") as database:
         rows = database.execute(
@@ -71,7 +71,7 @@ def tagged(workdir: Path) -> dict[str, list[str]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ran:
+class StudyRun:
     """What a run of the study came to."""
 
     folder: Path  # the current one; its work directory is `w`
@@ -80,44 +80,46 @@ class Ran:
     kinds: dict[str, list[str]]
 
 
-def ran(folder: Path, *arguments: object) -> Ran:
+def run_study(folder: Path, *arguments: object) -> StudyRun:
     done = run("run", *arguments, "--workdir", "w", "--json", cwd=folder)
     files = (folder / "w").rglob("model.safetensors")
-    return Ran(
+    return StudyRun(
         folder=folder,
-        result=result(done),
+        result=read_result(done),
         weights=sorted(path.read_bytes() for path in files),
-        kinds=tagged(folder / "w"),
+        kinds=list_run_statuses(folder / "w"),
     )
 
 
 @pytest.fixture(scope="module")
-def inline(tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[Path], Path]) -> Ran:
+def inline_run(
+    tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[Path], Path]
+) -> StudyRun:
     """The study as it ran without Ray; its work directory is used on."""
     folder = tmp_path_factory.mktemp("inline")
     with_store(folder / "w")
     (folder / "short.yaml").write_text(STUDY)
-    return ran(folder, "short.yaml", *SHORT, "--executor", "inline")
+    return run_study(folder, "short.yaml", *SHORT, "--executor", "inline")
 
 
 @pytest.fixture(scope="module")
-def seeded(inline: Ran) -> Ran:
+def reseeded_run(inline_run: StudyRun) -> StudyRun:
     """The same with another seed."""
     more = ("--executor", "inline", "--seeds", "0", "1")
-    return ran(inline.folder, "short.yaml", *SHORT, *more)
+    return run_study(inline_run.folder, "short.yaml", *SHORT, *more)
 
 
 @pytest.mark.ray
 def test_ray_and_inline_give_the_same_figures_to_the_bit(
-    inline: Ran, study: Path, tmp_path: Path
+    inline_run: StudyRun, study: Path, tmp_path: Path
 ) -> None:
-    on_ray = ran(tmp_path, study, *SHORT, "--executor", "ray")
-    for one, other in zip(inline.result["arms"], on_ray.result["arms"], strict=True):
+    on_ray = run_study(tmp_path, study, *SHORT, "--executor", "ray")
+    for one, other in zip(inline_run.result["arms"], on_ray.result["arms"], strict=True):
         assert one["figures"] == other["figures"]
         assert len(one["figures"]) == 4
-    assert len(inline.weights) >= 2
-    assert inline.weights == on_ray.weights
-    for each in (inline, on_ray):
+    assert len(inline_run.weights) >= 2
+    assert inline_run.weights == on_ray.weights
+    for each in (inline_run, on_ray):
         assert each.kinds == {
             "study": ["FINISHED"],
             "arm": ["FINISHED"] * 2,
@@ -126,10 +128,10 @@ def test_ray_and_inline_give_the_same_figures_to_the_bit(
         }
 
 
-def test_markdown_csv_and_mlflow_have_the_same_figures(seeded: Ran) -> None:
-    compare = seeded.result["compare"]
+def test_markdown_csv_and_mlflow_have_the_same_figures(reseeded_run: StudyRun) -> None:
+    compare = reseeded_run.result["compare"]
     assert compare.startswith("http://127.0.0.1:5000/#/compare-runs?runs=")
-    work = seeded.folder / "w"
+    work = reseeded_run.folder / "w"
     folder = work / "studies" / NAME / "report"
     with (folder / "report.csv").open() as file:
         lines = [line for line in csv.DictReader(file) if line["arm"] == "chip"]
@@ -160,13 +162,15 @@ def test_markdown_csv_and_mlflow_have_the_same_figures(seeded: Ran) -> None:
     assert (kept / "figures" / "forest-shapes-chair_i.png").exists()
 
 
-def test_running_again_runs_nothing_and_a_seed_more_runs_its_own(inline: Ran, seeded: Ran) -> None:
-    assert inline.result["executed"] == 3
-    assert seeded.result["executed"] == 2
-    assert len(seeded.kinds["trial"]) == 4
-    folder, options = seeded.folder, ["short.yaml", *SHORT, "--workdir", "w"]
+def test_running_again_runs_nothing_and_a_seed_more_runs_its_own(
+    inline_run: StudyRun, reseeded_run: StudyRun
+) -> None:
+    assert inline_run.result["executed"] == 3
+    assert reseeded_run.result["executed"] == 2
+    assert len(reseeded_run.kinds["trial"]) == 4
+    folder, options = reseeded_run.folder, ["short.yaml", *SHORT, "--workdir", "w"]
     again = run("run", *options, "--executor", "inline", "--seeds", "0", "1", "--json", cwd=folder)
-    assert result(again)["executed"] == 0
+    assert read_result(again)["executed"] == 0
     assert "nothing to run" in again.stderr
     status = json.loads(run("status", *options, "--json", cwd=folder).stdout)
     assert {trial["state"] for trial in status["trials"]} == {"done"}
@@ -202,12 +206,14 @@ def test_a_driver_that_was_killed_is_taken_up_by_the_next(study: Path, tmp_path:
         time.sleep(0.1)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    assert "RUNNING" in [status for kind in tagged(tmp_path / "w").values() for status in kind]
+    assert "RUNNING" in [
+        status for kind in list_run_statuses(tmp_path / "w").values() for status in kind
+    ]
 
-    done = result(run(*longer, "--json", cwd=tmp_path))
+    done = read_result(run(*longer, "--json", cwd=tmp_path))
     assert done["executed"] <= 1  # the one that was cut short
     assert not done["missing"]
-    runs = tagged(tmp_path / "w")
+    runs = list_run_statuses(tmp_path / "w")
     assert {status for kind in runs.values() for status in kind} == {"FINISHED"}
     assert {kind: len(statuses) for kind, statuses in runs.items()} == {
         "study": 1,
@@ -239,7 +245,7 @@ def test_a_failing_trial_is_told_and_the_others_go_on(
     assert reason.startswith(("the loss is", "the gradient's norm is"))
     assert found["missing"] == ["1e30, seed 0 (failed)"]
     assert found["arms"][1]["seeds"] == {"0": "done"}
-    assert sorted(tagged(tmp_path / "w")["trial"]) == ["FAILED", "FINISHED"]
+    assert sorted(list_run_statuses(tmp_path / "w")["trial"]) == ["FAILED", "FINISHED"]
     ledger = (tmp_path / "w" / "ledger" / "ledger.jsonl").read_text()
     assert reason in ledger
     assert "Traceback" not in done.stderr

@@ -36,7 +36,7 @@ BATCH = {"inline": 4, "ray": 16}
 pytestmark = pytest.mark.e2e
 
 
-def ledger(folder: Path) -> list[dict[str, object]]:
+def read_ledger(folder: Path) -> list[dict[str, object]]:
     return read_records(folder / "w" / "ledger" / "ledger.jsonl")
 
 
@@ -85,7 +85,7 @@ def test_ctrl_c_once_leaves_a_checkpoint_and_the_command_goes_on(
     # The untrained model, which is answered beside it on Ray, may be stopped too.
     killed = {
         str(entry["fingerprint"])[:16]: entry
-        for entry in ledger(tmp_path)
+        for entry in read_ledger(tmp_path)
         if entry["event"] == "killed"
     }
     end = killed[trial.name]
@@ -101,7 +101,7 @@ def test_ctrl_c_once_leaves_a_checkpoint_and_the_command_goes_on(
     assert any(f"resumed after step {step} from" in note for note in result["notes"])
     steps = [record["step"] for record in read_records(trial / "attempt-2" / "curves.jsonl")]
     assert steps == list(range(1, STEPS[executor] + 1))
-    ends = [entry["event"] for entry in ledger(tmp_path)]
+    ends = [entry["event"] for entry in read_ledger(tmp_path)]
     assert sorted(ends) == (
         ["answered"] * 2
         + ["finished"] * 2

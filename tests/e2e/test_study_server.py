@@ -43,14 +43,14 @@ SET = [
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
-def arguments(executor: str) -> list[str]:
+def make_arguments(executor: str) -> list[str]:
     settings = [part for setting in SET for part in ("--set", setting)]
     return ["run", "served.yaml", *settings, "--workdir", executor, "--executor", executor]
 
 
-def start(folder: Path, executor: str) -> subprocess.Popen[str]:
+def start_study(folder: Path, executor: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [str(PROGRAM_VARIABLE), *arguments(executor)],
+        [str(PROGRAM_VARIABLE), *make_arguments(executor)],
         cwd=folder,
         env={**os.environ, vllm.PROGRAM_VARIABLE: str(folder / "vllm")},
         stdout=subprocess.PIPE,
@@ -60,12 +60,12 @@ def start(folder: Path, executor: str) -> subprocess.Popen[str]:
     )
 
 
-def ended_well(program: subprocess.Popen[str]) -> None:
+def assert_success(program: subprocess.Popen[str]) -> None:
     told, _ = program.communicate(timeout=900)
     assert program.returncode == 0, told
 
 
-def soon(what: Callable[[], bool], program: subprocess.Popen[str] | None = None) -> None:
+def wait_until(what: Callable[[], bool], program: subprocess.Popen[str] | None = None) -> None:
     until = time.monotonic() + 600
     while not what():
         assert program is None or program.poll() is None, program.communicate()[0]
@@ -73,18 +73,18 @@ def soon(what: Callable[[], bool], program: subprocess.Popen[str] | None = None)
         time.sleep(0.05)
 
 
-def figures(workdir: Path) -> dict[str, Mapping[str, float]]:
-    """What each trial came to, by its fingerprint."""
+def read_metrics(workdir: Path) -> dict[str, Mapping[str, float]]:
+    """Read what each trial came to, by its fingerprint."""
     ledger = Ledger(workdir)
     found = {}
-    for fingerprint in {str(entry["fingerprint"]) for entry in entries(workdir)}:
+    for fingerprint in {str(entry["fingerprint"]) for entry in read_finished_entries(workdir)}:
         (scored,) = ledger[fingerprint].evaluations.values()
         assert scored.evaluation.metadata["parity"]["equal"] == 2
         found[fingerprint] = scored.evaluation.metrics
     return found
 
 
-def entries(workdir: Path) -> list[dict[str, object]]:
+def read_finished_entries(workdir: Path) -> list[dict[str, object]]:
     made = read_records(workdir / "ledger" / "ledger.jsonl")
     return [entry for entry in made if entry["event"] == "finished"]
 
@@ -96,24 +96,24 @@ def test_arms_on_ray_share_a_server_which_ends_with_a_study_that_is_killed(
     (tmp_path / "served.yaml").write_text(STUDY)
     for executor in ("ray", "inline"):
         with_store(tmp_path / executor)
-    program = start(tmp_path, "ray")
+    program = start_study(tmp_path, "ray")
     engines = tmp_path / "ray" / "engines"
 
     def answers_an_arm() -> bool:
         return any("loaded chip-" in log.read_text() for log in engines.glob("*/vllm-1.log"))
 
-    soon(answers_an_arm, program)
+    wait_until(answers_an_arm, program)
     begun = [psutil.Process(program.pid), *psutil.Process(program.pid).children(recursive=True)]
     serving = [each for each in begun if "fake_vllm" in " ".join(each.cmdline())]
     assert serving
     program.kill()
     program.communicate()
-    soon(lambda: not any(each.is_running() for each in begun))
+    wait_until(lambda: not any(each.is_running() for each in begun))
 
-    again = start(tmp_path, "ray")
-    ended_well(again)
+    again = start_study(tmp_path, "ray")
+    assert_success(again)
     assert [*engines.glob("*/vllm-1.log")] and not [*engines.glob(f"*/{ADDRESS_FILE}")]
-    ended_well(start(tmp_path, "inline"))
-    on_ray, inline = figures(tmp_path / "ray"), figures(tmp_path / "inline")
+    assert_success(start_study(tmp_path, "inline"))
+    on_ray, inline = read_metrics(tmp_path / "ray"), read_metrics(tmp_path / "inline")
     assert len(on_ray) == 3
     assert on_ray == inline

@@ -18,11 +18,18 @@ from typing import Any
 
 import psutil
 
-from tests.faults.injected import FULL, SCORING, TRAINING
-from tests.faults.world import EVERY, STEPS, NotMet, World, meet, start
+from tests.faults.worker import FULL, SCORING, TRAINING
+from tests.faults.world import (
+    CHECKPOINT_EVERY,
+    STEPS,
+    FaultCluster,
+    MomentMissed,
+    start_driver,
+    wait_for_moment,
+)
 
 #: Seconds that a tracking store is away.
-AWAY = 20.0
+OUTAGE_SECONDS = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +44,7 @@ class Fault:
 
 
 @dataclass(kw_only=True)
-class Met:
+class MetAttempt:
     """The attempt that a fault met, and when, in seconds since 1970."""
 
     folder: Path | None
@@ -49,15 +56,15 @@ class Met:
 class Case:
     """A study that runs, and what is known of its faults so far."""
 
-    world: World
+    world: FaultCluster
     workdir: Path
     workers: int = 1  # of a training
     server: Server | None = None
     mounted: dict[str, Path | None] = field(default_factory=dict)  # small disks, where they are
-    met: list[Met] = field(default_factory=list)
+    met: list[MetAttempt] = field(default_factory=list)
     fault: Fault = field(init=False)  # the one that is being done
     driver: subprocess.Popen[bytes] = field(init=False)
-    now: Met = field(init=False)  # what the fault that is being done has met
+    now: MetAttempt = field(init=False)  # what the fault that is being done has met
 
     def start(self) -> None:
         """Start the study's driver."""
@@ -67,18 +74,18 @@ class Case:
     def sync(self) -> bool:
         """Send what the study could not, as its user would; return whether that is done."""
         tracked = [] if self.server is None else ["--tracking-uri", self.server.uri]
-        return start(self.workdir, *tracked, command=("sync", "small")).wait(300) == 0
+        return start_driver(self.workdir, *tracked, command=("sync", "small")).wait(300) == 0
 
-    def end(self) -> None:
+    def kill_driver(self) -> None:
         """Leave no driver behind."""
         if self.driver.poll() is None:
             self.driver.kill()
             self.driver.wait()
 
-    def meet(self) -> dict[str, Any]:
+    def wait_for_moment(self) -> dict[str, Any]:
         """Wait for the moment; return what the attempt told there."""
         kind = KINDS[self.fault.kind]
-        folder, moment = meet(
+        folder, moment = wait_for_moment(
             self.workdir,
             self.driver,
             step=max(self.fault.step, kind.first_step),
@@ -86,7 +93,7 @@ class Case:
             job=kind.job,
             but=[met.folder for met in self.met],
         )
-        self.now = Met(folder=folder, at=time.time(), moment=moment)
+        self.now = MetAttempt(folder=folder, at=time.time(), moment=moment)
         return moment
 
     @property
@@ -99,7 +106,7 @@ class Case:
 class Kind:
     """What is done, and how the driver is to end where the study does not go through it."""
 
-    do: Callable[[Case], None]
+    inject: Callable[[Case], None]
     exits: tuple[int, ...] = (0,)  # what the driver that was met may end with
     phases: tuple[str, ...] = TRAINING  # in which of a trial's phases, by how they begin
     job: int = 1  # at least how many jobs the process that is met has begun
@@ -109,11 +116,11 @@ class Kind:
     plan: Callable[[Fault], dict[str, Any]] = field(default=lambda fault: {})
     server: bool = False  # whether runs are tracked by a server
     disk: str | None = None  # folder of the work directory that is a small disk of its own
-    mend: Callable[[Case], None] = field(default=lambda case: None)  # before it is run again
+    repair: Callable[[Case], None] = field(default=lambda case: None)  # before it is run again
     order: int = 2  # of a schedule's faults: a lower one is done earlier
 
 
-def workers_of(kinds: Sequence[str]) -> int:
+def count_workers(kinds: Sequence[str]) -> int:
     """Return how many workers a training has in a study that meets some kinds."""
     return max((KINDS[name].workers or 1 for name in kinds), default=1)
 
@@ -124,7 +131,7 @@ def _fits(name: str, others: Sequence[str]) -> bool:
     return name not in others and len(wanted) < 2
 
 
-def schedules(
+def draw_schedules(
     count: int, seed: int, *, each: int = 1, kinds: list[str] | None = None
 ) -> list[tuple[Fault, ...]]:
     """Return seeded schedules in which each kind comes about equally often.
@@ -156,63 +163,67 @@ def schedules(
 
 def _kill_worker(case: Case) -> None:
     """Kill the process that makes the steps: a slot, or one of a trial's workers."""
-    os.kill(case.meet()["pid"], signal.SIGKILL)
+    os.kill(case.wait_for_moment()["pid"], signal.SIGKILL)
 
 
 def _kill_trial_driver(case: Case) -> None:
-    case.meet()
-    _trial_driver(case).kill()
+    case.wait_for_moment()
+    _find_trial_driver(case).kill()
 
 
-def _trial_driver(case: Case) -> psutil.Process:
+def _find_trial_driver(case: Case) -> psutil.Process:
     """Return the process that waits for the workers of the trial that was met."""
-    found = [process for process in case.world.drivers() if process.pid != case.now.moment["pid"]]
+    found = [
+        process
+        for process in case.world.find_trial_drivers()
+        if process.pid != case.now.moment["pid"]
+    ]
     if not found:
-        raise NotMet("the trial's driver has ended")
+        raise MomentMissed("the trial's driver has ended")
     return found[0]
 
 
 def _kill_study_driver(case: Case) -> None:
-    case.meet()
+    case.wait_for_moment()
     case.driver.kill()
 
 
 def _interrupt(case: Case) -> None:
-    case.meet()
+    case.wait_for_moment()
     case.driver.send_signal(signal.SIGINT)
 
 
 def _terminate(case: Case) -> None:
-    case.meet()
+    case.wait_for_moment()
     case.driver.send_signal(signal.SIGTERM)
 
 
 def _kill_node(case: Case) -> None:
-    case.world.heal()
-    node = case.world.node_of(case.meet()["pid"])
+    case.world.restore_nodes()
+    node = case.world.find_node(case.wait_for_moment()["pid"])
     case.world.cluster.remove_node(node, allow_graceful=False)
 
 
 def _preempt_node(case: Case) -> None:
-    case.world.heal()
-    node = case.world.node_of(case.meet()["pid"])
+    case.world.restore_nodes()
+    node = case.world.find_node(case.wait_for_moment()["pid"])
     case.world.cluster.remove_node(node, allow_graceful=True)
 
 
 def _preempt_driver_node(case: Case) -> None:
-    case.world.heal()
-    case.meet()
-    node = case.world.node_of(_trial_driver(case).pid)
+    case.world.restore_nodes()
+    case.wait_for_moment()
+    node = case.world.find_node(_find_trial_driver(case).pid)
     case.world.cluster.remove_node(node, allow_graceful=True)
 
 
-def _hang(case: Case) -> None:
-    os.kill(case.meet()["pid"], signal.SIGSTOP)
+def _suspend_worker(case: Case) -> None:
+    os.kill(case.wait_for_moment()["pid"], signal.SIGSTOP)
 
 
 def _cut_checkpoint(case: Case) -> None:
     """Kill a worker, and cut its newest checkpoint as a crash of its machine might."""
-    pid = case.meet()["pid"]
+    pid = case.wait_for_moment()["pid"]
     os.kill(pid, signal.SIGSTOP)
     assert case.now.folder is not None
     trial = case.now.folder.parent  # an attempt that has just gone on has none of its own yet
@@ -223,18 +234,18 @@ def _cut_checkpoint(case: Case) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def _poison(case: Case) -> None:
-    """Nothing: the worker itself writes NaN."""
+def _wait_for_nan(case: Case) -> None:
+    """Wait for the driver's end: the worker itself writes NaN."""
     case.driver.wait(600)
-    case.now = Met(folder=None, at=time.time())
+    case.now = MetAttempt(folder=None, at=time.time())
 
 
 def _fill_disk(case: Case) -> None:
-    case.meet()
+    case.wait_for_moment()
     if case.disk is not None:
-        fill(case.disk)
+        fill_disk(case.disk)
     else:
-        _flag(case).touch()
+        _flag_file(case).touch()
     case.driver.wait(600)
 
 
@@ -242,61 +253,65 @@ def _empty_disk(case: Case) -> None:
     if case.disk is not None:
         (case.disk / FILLER).unlink()
     else:
-        _flag(case).unlink()
+        _flag_file(case).unlink()
 
 
-def _flag(case: Case) -> Path:
+def _flag_file(case: Case) -> Path:
     ledger = case.fault.kind == "disk full at the ledger"
     return case.workdir / (f"{FULL}-ledger" if ledger else FULL)
 
 
-def _server_gone(case: Case) -> None:
-    case.meet()
+def _restart_server(case: Case) -> None:
+    case.wait_for_moment()
     assert case.server is not None
     case.server.kill()
-    time.sleep(AWAY)
+    time.sleep(OUTAGE_SECONDS)
     case.server.start()
 
 
 def _lock_store(case: Case) -> None:
-    case.meet()
+    case.wait_for_moment()
     database = case.workdir / "mlflow.db" if case.server is None else case.server.database
     with contextlib.closing(sqlite3.connect(database, timeout=60)) as store:
         store.isolation_level = None
         store.execute("begin exclusive")
-        time.sleep(AWAY)
+        time.sleep(OUTAGE_SECONDS)
         store.execute("rollback")
 
 
 KINDS: dict[str, Kind] = {
-    "slot killed": Kind(do=_kill_worker, workers=1),
+    "slot killed": Kind(inject=_kill_worker, workers=1),
     # First, since a fault before it may leave no slot that has had a trial.
-    "slot killed in a second trial": Kind(do=_kill_worker, workers=1, job=2, order=0),
-    "slot killed while scoring": Kind(do=_kill_worker, workers=1, phases=SCORING),
-    "one of two workers killed": Kind(do=_kill_worker, workers=2),
-    "trial's driver killed": Kind(do=_kill_trial_driver, workers=2),
-    "driver's node preempted": Kind(do=_preempt_driver_node, workers=2),
-    "study's driver killed": Kind(do=_kill_study_driver, exits=(-9,)),
-    "node killed": Kind(do=_kill_node),
-    "node preempted": Kind(do=_preempt_node),
-    "Ctrl-C": Kind(do=_interrupt, exits=(130,)),
-    "SIGTERM": Kind(do=_terminate, exits=(130,)),
-    "worker hangs": Kind(do=_hang, stall_after=90.0),
-    "checkpoint cut short": Kind(do=_cut_checkpoint, first_step=EVERY + 1),
+    "slot killed in a second trial": Kind(inject=_kill_worker, workers=1, job=2, order=0),
+    "slot killed while scoring": Kind(inject=_kill_worker, workers=1, phases=SCORING),
+    "one of two workers killed": Kind(inject=_kill_worker, workers=2),
+    "trial's driver killed": Kind(inject=_kill_trial_driver, workers=2),
+    "driver's node preempted": Kind(inject=_preempt_driver_node, workers=2),
+    "study's driver killed": Kind(inject=_kill_study_driver, exits=(-9,)),
+    "node killed": Kind(inject=_kill_node),
+    "node preempted": Kind(inject=_preempt_node),
+    "Ctrl-C": Kind(inject=_interrupt, exits=(130,)),
+    "SIGTERM": Kind(inject=_terminate, exits=(130,)),
+    "worker hangs": Kind(inject=_suspend_worker, stall_after=90.0),
+    "checkpoint cut short": Kind(inject=_cut_checkpoint, first_step=CHECKPOINT_EVERY + 1),
     # Early, since it meets the first training there is.
     "NaN loss": Kind(
-        do=_poison, exits=(1,), plan=lambda fault: {"nan": max(fault.step, 2)}, order=1
+        inject=_wait_for_nan, exits=(1,), plan=lambda fault: {"nan": max(fault.step, 2)}, order=1
     ),
-    "disk full at a checkpoint": Kind(do=_fill_disk, exits=(1,), disk="trials", mend=_empty_disk),
-    "disk full at the ledger": Kind(do=_fill_disk, exits=(2,), disk="ledger", mend=_empty_disk),
-    "tracking server gone": Kind(do=_server_gone, server=True),
-    "tracking store locked": Kind(do=_lock_store),
+    "disk full at a checkpoint": Kind(
+        inject=_fill_disk, exits=(1,), disk="trials", repair=_empty_disk
+    ),
+    "disk full at the ledger": Kind(
+        inject=_fill_disk, exits=(2,), disk="ledger", repair=_empty_disk
+    ),
+    "tracking server gone": Kind(inject=_restart_server, server=True),
+    "tracking store locked": Kind(inject=_lock_store),
 }
 
 FILLER = "filler"
 
 
-def fill(disk: Path) -> None:
+def fill_disk(disk: Path) -> None:
     """Take all that a small disk has free."""
     with (disk / FILLER).open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
@@ -304,8 +319,8 @@ def fill(disk: Path) -> None:
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, size: str = "160m") -> Iterator[Path | None]:
-    """A small disk at a folder; None where none can be mounted."""
+def mount_small_disk(folder: Path, size: str = "160m") -> Iterator[Path | None]:
+    """Mount a small disk at a folder; yield None where none can be mounted."""
     folder.mkdir(parents=True)
     mount = shutil.which("mount")
     command = [mount or "mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]

@@ -20,25 +20,32 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import describe
-from tests.faults.check import Left, differences, look
+from benchmarks.machine import describe_machine
 from tests.faults.kinds import (
     KINDS,
     Case,
     Fault,
     Kind,
-    Met,
+    MetAttempt,
     Server,
-    schedules,
-    small_disk,
-    workers_of,
+    count_workers,
+    draw_schedules,
+    mount_small_disk,
 )
-from tests.faults.world import NotMet, World, moments, opened, prepare, start
+from tests.faults.study_state import StudyState, find_differences, read_study_state
+from tests.faults.world import (
+    FaultCluster,
+    MomentMissed,
+    open_cluster,
+    read_moments,
+    start_driver,
+    write_study,
+)
 
 #: Times that a study is run again before it counts as lost.
-AGAIN = 3
+MAX_RERUNS = 3
 #: Seconds that one run of the driver may take.
-PATIENCE = 900.0
+MAX_SECONDS = 900.0
 
 
 @dataclass(kw_only=True)
@@ -82,7 +89,9 @@ class Outcome:
         return not (wrong or self.error or any(fault.error for fault in self.faults))
 
 
-def undisturbed(workdir: Path, world: World | None = None, workers: int = 1) -> Left:
+def run_undisturbed(
+    workdir: Path, world: FaultCluster | None = None, workers: int = 1
+) -> StudyState:
     """Run the study without a fault, once, if it is not there yet (`--keep`).
 
     Args:
@@ -90,69 +99,71 @@ def undisturbed(workdir: Path, world: World | None = None, workers: int = 1) -> 
         world: where it runs; None: in the study's own process, without Ray.
         workers: of a training.
     """
-    prepare(workdir, workers=workers)
+    write_study(workdir, workers=workers)
     if not (workdir / "studies" / "small" / "report").exists():
         if world is None:
-            driver = start(workdir, "--executor", "inline")
+            driver = start_driver(workdir, "--executor", "inline")
         else:
-            world.heal()
+            world.restore_nodes()
             driver = world.start(workdir, workers=workers)
-        code = driver.wait(PATIENCE)
+        code = driver.wait(MAX_SECONDS)
         if code != 0:
             raise RuntimeError((workdir / "driver.log").read_text(errors="replace")[-3000:])
-    left = look(workdir)
+    left = read_study_state(workdir)
     assert not left.untracked, left.untracked
     return left
 
 
-def one(world: World, faults: Sequence[Fault], workdir: Path, expected: Left) -> Outcome:
+def run_case(
+    world: FaultCluster, faults: Sequence[Fault], workdir: Path, expected: StudyState
+) -> Outcome:
     """Spoil one study, run it until it is done, and look at what is left."""
     kinds = [KINDS[fault.kind] for fault in faults]
-    workers = workers_of([fault.kind for fault in faults])
+    workers = count_workers([fault.kind for fault in faults])
     outcome, began = Outcome(workers=workers), time.monotonic()
-    world.heal()
+    world.restore_nodes()
     plan: dict[str, Any] = {}
     for fault, kind in zip(faults, kinds, strict=True):
         plan |= kind.plan(fault)
     stall_after = min(kind.stall_after for kind in kinds)
-    prepare(workdir, stall_after=stall_after, workers=workers, **plan)
-    server = Server(workdir, _free_port()) if any(kind.server for kind in kinds) else None
+    write_study(workdir, stall_after=stall_after, workers=workers, **plan)
+    server = Server(workdir, _find_free_port()) if any(kind.server for kind in kinds) else None
     disks = {kind.disk for kind in kinds if kind.disk is not None}
     case = Case(world=world, workdir=workdir, workers=workers, server=server)
     try:
         with ExitStack() as stack:
             for disk in sorted(disks):
-                case.mounted[disk] = stack.enter_context(small_disk(workdir / disk))
+                case.mounted[disk] = stack.enter_context(mount_small_disk(workdir / disk))
             if server is not None:
                 stack.callback(server.kill)
                 server.start()
-            stack.callback(case.end)
+            stack.callback(case.kill_driver)
             case.start()
             for fault, kind in zip(faults, kinds, strict=True):
                 try:
                     outcome.faults.append(_inject(case, fault, kind, outcome))
-                except (NotMet, psutil.NoSuchProcess, ProcessLookupError):
+                except (MomentMissed, psutil.NoSuchProcess, ProcessLookupError):
                     outcome.not_met.append(str(fault))  # all trainings were past it
             while True:
-                outcome.exits.append(case.driver.wait(PATIENCE))
+                outcome.exits.append(case.driver.wait(MAX_SECONDS))
                 if outcome.exits[-1] == 0:
                     break
-                if len(outcome.exits) > len(faults) + AGAIN:
+                if len(outcome.exits) > len(faults) + MAX_RERUNS:
                     raise RuntimeError(f"the study is not done after {len(outcome.exits)} runs")
                 case.start()
-            left = look(workdir, None if server is None else server.database)
-            if left.untracked and "send it: chip-ablate sync" in _log(workdir):
+            left = read_study_state(workdir, None if server is None else server.database)
+            if left.untracked and "send it: chip-ablate sync" in _read_log(workdir):
                 outcome.synced = case.sync()  # as that line says
-                left = look(workdir, None if server is None else server.database)
+                left = read_study_state(workdir, None if server is None else server.database)
             for fault_, met in zip(outcome.faults, case.met, strict=True):
-                _trains_again(fault_, met, workdir)
+                _record_resumption(fault_, met, workdir)
             outcome.attempts = sum(left.attempts.values())
             outcome.lost, outcome.doubled = left.lost, left.doubled
             outcome.open_ends, outcome.untracked = left.open_ends, left.untracked
-            outcome.differing = differences(left, expected)
+            outcome.differing = find_differences(left, expected)
     except Exception as error:
         outcome.error = f"{type(error).__name__}: {error}"
-    outcome.said = _said(workdir)
+    outcome.said = _read_fault_lines(workdir)
     outcome.seconds = time.monotonic() - began
     return outcome
 
@@ -161,28 +172,28 @@ def _inject(case: Case, fault: Fault, kind: Kind, outcome: Outcome) -> Injected:
     """Do one fault to the study as it runs; where it ends the driver, start that again."""
     injected = Injected(kind=fault.kind, step=fault.step)
     case.fault = fault
-    kind.do(case)
+    kind.inject(case)
     met = case.now
     case.met.append(met)
     injected.phase, injected.done = met.moment.get("phase", ""), met.moment.get("done")
     injected.job = met.moment.get("job")
     if 0 in kind.exits:
         return injected
-    injected.exit = case.driver.wait(PATIENCE)
+    injected.exit = case.driver.wait(MAX_SECONDS)
     outcome.exits.append(injected.exit)
     if injected.exit not in kind.exits:
         injected.error = f"the driver ended with {injected.exit}, not {kind.exits}"
-    kind.mend(case)
+    kind.repair(case)
     met.at = time.time()
     case.start()
     return injected
 
 
-def _trains_again(injected: Injected, met: Met, workdir: Path) -> None:
+def _record_resumption(injected: Injected, met: MetAttempt, workdir: Path) -> None:
     """Note when the trial that was met went on in a later attempt, and where."""
     if met.folder is None:
         return
-    for folder, told in moments(workdir).items():
+    for folder, told in read_moments(workdir).items():
         on = [moment for moment in told if moment["phase"] == met.moment["phase"]]
         if folder.parent == met.folder.parent and folder.name > met.folder.name and on:
             injected.trains_again = on[0]["time"] - met.at
@@ -190,25 +201,25 @@ def _trains_again(injected: Injected, met: Met, workdir: Path) -> None:
             return
 
 
-def _said(workdir: Path) -> str:
+def _read_fault_lines(workdir: Path) -> str:
     """Return the lines in which the driver spoke of a fault."""
     words = ("tried again", "FAILED", "KILLED", "stopped", "chip-ablate:", "Traceback")
     return "\n".join(
-        line for line in _log(workdir).splitlines() if any(word in line for word in words)
+        line for line in _read_log(workdir).splitlines() if any(word in line for word in words)
     )
 
 
-def _log(workdir: Path) -> str:
+def _read_log(workdir: Path) -> str:
     return (workdir / "driver.log").read_text(errors="replace")
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
 
 
-def table(outcomes: Sequence[Outcome]) -> Table:
+def make_table(outcomes: Sequence[Outcome]) -> Table:
     """Return what was injected, what survived, how soon it went on: a line a kind."""
     shown = Table("fault", "injected", "survived", "goes on after, s")
     pairs = [(fault, outcome) for outcome in outcomes for fault in outcome.faults]
@@ -242,19 +253,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     above = given.keep or Path(tempfile.mkdtemp(prefix="chip-faults-"))
     above.mkdir(parents=True, exist_ok=True)
     try:
-        expected = {1: undisturbed(above / "undisturbed")}
+        expected = {1: run_undisturbed(above / "undisturbed")}
         console.print("the study without a fault: done")
-        with opened() as world:
+        with open_cluster() as world:
             # Starting Ray took these, and what a shell puts in the background has no Ctrl-C.
             for which in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(which, signal.default_int_handler)
-            drawn = schedules(given.schedules, given.seed, each=given.each, kinds=kinds)
+            drawn = draw_schedules(given.schedules, given.seed, each=given.each, kinds=kinds)
             for number, faults in list(enumerate(drawn, start=1))[given.first - 1 :]:
-                workers = workers_of([fault.kind for fault in faults])
+                workers = count_workers([fault.kind for fault in faults])
                 if workers not in expected:
                     alone = above / f"undisturbed-{workers}"
-                    expected[workers] = undisturbed(alone, world, workers)
-                outcome = one(world, faults, above / f"{number}", expected[workers])
+                    expected[workers] = run_undisturbed(alone, world, workers)
+                outcome = run_case(world, faults, above / f"{number}", expected[workers])
                 outcomes.append(outcome)
                 word = "survived" if outcome.survived else "NOT SURVIVED"
                 what = ", then ".join(map(str, faults))
@@ -269,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if given.keep is None:
             shutil.rmtree(above, ignore_errors=True)
-    console.print(table(outcomes))
+    console.print(make_table(outcomes))
     found = _summary(given, outcomes)
     console.print(
         f"{found['survived']} of {len(outcomes)} studies survived {found['injected']} faults; "
@@ -282,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _summary(given: argparse.Namespace, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {
-        "machine": describe(),
+        "machine": describe_machine(),
         "command": f"python -m tests.faults.run -n {given.schedules} --each {given.each} "
         f"--seed {given.seed}"
         + (f" --first {given.first}" if given.first > 1 else "")

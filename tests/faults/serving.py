@@ -30,7 +30,7 @@ from typing import Any
 import psutil
 import requests
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe_machine
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.evaluation.generators import vllm
 from chip_core.evaluation.generators.openai import question_parts
@@ -38,15 +38,15 @@ from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.files import read_lines, read_records
 from tests.chip_core.evaluation.generators.fake_vllm import REAL, write_program
-from tests.faults.link import Asked, Link
+from tests.faults.proxy import FaultyProxy, ProxiedRequest
 
 ROOT = Path(__file__).parents[2]
 #: Names the processes of one case, which all inherit it.
 MARK = "CHIP_FAULTS_MARK"
 #: Seconds that one run of the study may take; of a network that comes back by itself.
-PATIENCE, AWAY = 600.0, 3.0
+MAX_SECONDS, OUTAGE_SECONDS = 600.0, 3.0
 #: Times that the command is given again before the study counts as lost.
-AGAIN = 3
+MAX_RERUNS = 3
 LIMIT = 8
 
 STUDY = """
@@ -75,7 +75,7 @@ MOMENTS = ("first question", "middle of an arm", "second adapter")
 FAULTS = {
     "server killed": (1, 120),
     "study killed": (1, 120),
-    f"network cut for {AWAY:g} s": (5, 120),
+    f"network cut for {OUTAGE_SECONDS:g} s": (5, 120),
     "network cut": (1, 120),
     "network silent": (0, 15),
 }
@@ -144,7 +144,7 @@ class UserServer:
                 stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        soon(self._answers)
+        wait_until(self._is_healthy)
 
     def kill(self) -> None:
         """End it and all its children without a word."""
@@ -153,36 +153,36 @@ class UserServer:
         self._process.wait()
 
     @property
-    def runs(self) -> bool:
+    def is_running(self) -> bool:
         return self._process.poll() is None
 
-    def _answers(self) -> bool:
+    def _is_healthy(self) -> bool:
         with contextlib.suppress(requests.RequestException):
             return requests.get(f"http://127.0.0.1:{self.port}/health", timeout=5).ok
         return False
 
 
-class Place:
+class ServingSetup:
     """The server and the link to it, and a study that runs in a work directory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.items = _items()
+        self.items = _index_items()
         self.server = UserServer(folder)
-        self.link = Link(self.server.port)
+        self.proxy = FaultyProxy(self.server.port)
         write_program(folder, REAL)
-        self.store = _store(folder / "store")
+        self.store = _make_store(folder / "store")
         self._expected: dict[str, dict[str, bytes]] = {}
 
-    def expected(self, server: str) -> dict[str, bytes]:
+    def get_expected_tables(self, server: str) -> dict[str, bytes]:
         """Return what a study that nothing happens to comes to."""
         if server not in self._expected:
-            self._expected[server] = self._undisturbed(server)
+            self._expected[server] = self._run_undisturbed(server)
         return self._expected[server]
 
     def close(self) -> None:
         """Leave nothing behind."""
-        self.link.close()
+        self.proxy.close()
         self.server.kill()
 
     def prepare(self, workdir: Path, case: Case) -> None:
@@ -193,8 +193,9 @@ class Place:
         generator = f"{{kind: vllm, serves: study, concurrency: 2, retries: {retries}}}"
         if case.server == "user":
             generator = (
-                f"{{kind: openai, server: transformers, version: '5', base_url: '{self.link.url}', "
-                f"concurrency: 2, retries: {retries}, timeout: {timeout}}}"
+                f"{{kind: openai, server: transformers, version: '5', "
+                f"base_url: '{self.proxy.url}', concurrency: 2, retries: {retries}, "
+                f"timeout: {timeout}}}"
             )
         (workdir / "served.yaml").write_text(STUDY.format(generator=generator, limit=LIMIT))
 
@@ -204,7 +205,7 @@ class Place:
         own = {"PYTHONPATH": os.pathsep.join(paths), MARK: mark, "OMP_NUM_THREADS": "1"}
         with (workdir / "run.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.drive", "run", "served.yaml",
+                [sys.executable, "-m", "tests.faults.program", "run", "served.yaml",
                  "--workdir", "w", "--executor", "inline",
                  *(part for setting in SET for part in ("--set", setting))],
                 cwd=workdir,
@@ -214,22 +215,22 @@ class Place:
                 start_new_session=True,
             )  # fmt: skip
 
-    def _undisturbed(self, server: str) -> dict[str, bytes]:
+    def _run_undisturbed(self, server: str) -> dict[str, bytes]:
         workdir, mark = self.folder / f"undisturbed-{server}", uuid.uuid4().hex
         self.prepare(workdir, Case(fault="study killed", moment=MOMENTS[0], server=server))
-        self.link.begin(lambda asked: None)
-        code = self.start(workdir, mark).wait(PATIENCE)
+        self.proxy.reset(lambda request: None)
+        code = self.start(workdir, mark).wait(MAX_SECONDS)
         if code != 0:
             raise RuntimeError((workdir / "run.log").read_text(errors="replace")[-3000:])
-        assert len(self.kept(workdir)) == 3 * LIMIT
+        assert len(self.count_answers(workdir)) == 3 * LIMIT
         responses = workdir.glob("w/trials/*/attempt-1/responses/*.jsonl")
         assert len({path.read_bytes() for path in responses}) == 3, "arms that say the same"
-        assert server == "study" or len(self.link.asked) == 3 * LIMIT
-        return tables(workdir)
+        assert server == "study" or len(self.proxy.requests) == 3 * LIMIT
+        return read_tables(workdir)
 
-    def kept(self, workdir: Path) -> Counter[tuple[str, str]]:
+    def count_answers(self, workdir: Path) -> Counter[tuple[str, str]]:
         """Count a server's answers on disk, by trial and item, each attempt's once."""
-        names = _trials(workdir)
+        names = _map_base_trial(workdir)
         found: dict[tuple[str, str], int] = {}
         for attempt in workdir.glob("w/trials/*/attempt-*"):
             here: Counter[tuple[str, str]] = Counter()
@@ -242,159 +243,167 @@ class Place:
                 found[key] = max(found.get(key, 0), count)
         return Counter(found)
 
-    def key(self, asked: Asked) -> tuple[str, str]:
+    def identify_request(self, request: ProxiedRequest) -> tuple[str, str]:
         """Return the trial and the item of a question."""
-        path = Path(asked.model)
+        path = Path(request.model)
         at = "base" if path == MODEL_FOLDER else path.parts[path.parts.index("trials") + 1]
-        return at, self.items[content_mark(asked.content)]
+        return at, self.items[hash_content(request.content)]
 
 
-def one(place: Place, case: Case, workdir: Path) -> Outcome:
+def run_case(setup: ServingSetup, case: Case, workdir: Path) -> Outcome:
     """Do one fault to a study, run it until it is done, and look at what is left."""
-    place.expected(case.server)  # nothing of it counts as this case's
+    setup.get_expected_tables(case.server)  # nothing of it counts as this case's
     outcome, began, mark = Outcome(case=case), time.monotonic(), uuid.uuid4().hex
-    place.prepare(workdir, case)
+    setup.prepare(workdir, case)
     try:
-        (_by_user if case.server == "user" else _by_study)(place, case, workdir, outcome, mark)
-        outcome.doubled = sum(count - 1 for count in place.kept(workdir).values())
-        found = tables(workdir)
+        (_run_with_user_server if case.server == "user" else _run_with_study_server)(
+            setup, case, workdir, outcome, mark
+        )
+        outcome.doubled = sum(count - 1 for count in setup.count_answers(workdir).values())
+        found = read_tables(workdir)
         outcome.differing = [
-            name for name, text in place.expected(case.server).items() if found.get(name) != text
+            name
+            for name, text in setup.get_expected_tables(case.server).items()
+            if found.get(name) != text
         ]
-        outcome.left_over += _left_over(workdir, mark)
+        outcome.left_over += _find_leftovers(workdir, mark)
     except Exception as error:
         outcome.error = f"{type(error).__name__}: {error}"
     finally:
-        place.link.begin(lambda asked: None)
-        place.link.mend()
-        for process in _marked(mark):
+        setup.proxy.reset(lambda request: None)
+        setup.proxy.restore()
+        for process in _find_processes(mark):
             process.kill()
-    outcome.said = _said(workdir)
+    outcome.said = _read_fault_lines(workdir)
     outcome.seconds = round(time.monotonic() - began, 1)
     return outcome
 
 
-def _by_user(place: Place, case: Case, workdir: Path, outcome: Outcome, mark: str) -> None:
+def _run_with_user_server(
+    setup: ServingSetup, case: Case, workdir: Path, outcome: Outcome, mark: str
+) -> None:
     again: list[tuple[str, str]] = []
     lock, met = threading.Lock(), threading.Event()
 
-    def watch(asked: Asked) -> None:
-        if place.key(asked) in place.kept(workdir):
-            again.append(place.key(asked))
+    def watch(request: ProxiedRequest) -> None:
+        if setup.identify_request(request) in setup.count_answers(workdir):
+            again.append(setup.identify_request(request))
         with lock:
-            if not met.is_set() and is_met(case.moment, asked):
+            if not met.is_set() and is_moment(case.moment, request):
                 met.set()
-                _do(case.fault, place, study)
+                _inject(case.fault, setup, study)
 
-    place.link.begin(watch)
+    setup.proxy.reset(watch)
     with lock:  # until it is known what runs
-        study = place.start(workdir, mark)
-    outcome.exits.append(study.wait(PATIENCE))
+        study = setup.start(workdir, mark)
+    outcome.exits.append(study.wait(MAX_SECONDS))
     if not met.is_set():
         raise RuntimeError("the study ended before the moment came")
-    soon(lambda: not _marked(mark))
-    outcome.kept = len(place.kept(workdir))
-    place.link.mend()
-    if not place.server.runs:
-        place.server.start()
-    _again(place, workdir, outcome, mark)
-    outcome.asked, outcome.asked_again = len(place.link.asked), len(again)
+    wait_until(lambda: not _find_processes(mark))
+    outcome.kept = len(setup.count_answers(workdir))
+    setup.proxy.restore()
+    if not setup.server.is_running:
+        setup.server.start()
+    _rerun(setup, workdir, outcome, mark)
+    outcome.asked, outcome.asked_again = len(setup.proxy.requests), len(again)
 
 
-def is_met(moment: str, asked: Asked) -> bool:
+def is_moment(moment: str, request: ProxiedRequest) -> bool:
     """Return whether a question comes at a moment: the first model is the untrained one."""
     if moment == MOMENTS[1]:
-        return (asked.models, asked.number) == (2, LIMIT // 2)
-    return (asked.models, asked.number) == ({MOMENTS[0]: 1, MOMENTS[2]: 3}[moment], 1)
+        return (request.models, request.number) == (2, LIMIT // 2)
+    return (request.models, request.number) == ({MOMENTS[0]: 1, MOMENTS[2]: 3}[moment], 1)
 
 
-def _do(fault: str, place: Place, study: subprocess.Popen[bytes]) -> None:
+def _inject(fault: str, setup: ServingSetup, study: subprocess.Popen[bytes]) -> None:
     if fault == "server killed":
-        place.server.kill()
+        setup.server.kill()
     elif fault == "study killed":
         os.killpg(study.pid, signal.SIGKILL)
     elif fault == "network silent":
-        place.link.silence()
+        setup.proxy.silence()
     else:
-        place.link.cut()
+        setup.proxy.cut()
         if fault != "network cut":
-            threading.Timer(AWAY, place.link.mend).start()
+            threading.Timer(OUTAGE_SECONDS, setup.proxy.restore).start()
 
 
-def _by_study(place: Place, case: Case, workdir: Path, outcome: Outcome, mark: str) -> None:
-    study = place.start(workdir, mark)
-    soon(lambda: _comes(case.moment, place, workdir, mark), study)
+def _run_with_study_server(
+    setup: ServingSetup, case: Case, workdir: Path, outcome: Outcome, mark: str
+) -> None:
+    study = setup.start(workdir, mark)
+    wait_until(lambda: _has_come(case.moment, setup, workdir, mark), study)
     if case.fault == "study killed":
         os.killpg(study.pid, signal.SIGKILL)
     else:
-        for process in _serving(mark):
+        for process in _find_server_processes(mark):
             process.kill()
-    before = place.kept(workdir)
-    outcome.exits.append(study.wait(PATIENCE))
-    soon(lambda: not _marked(mark))
-    outcome.kept = len(place.kept(workdir))
+    before = setup.count_answers(workdir)
+    outcome.exits.append(study.wait(MAX_SECONDS))
+    wait_until(lambda: not _find_processes(mark))
+    outcome.kept = len(setup.count_answers(workdir))
     restarted = list(workdir.glob("w/engines/*/vllm-2.log"))
-    first = _questions(place, workdir, 1)
+    first = _read_questions(setup, workdir, 1)
     if restarted:
-        outcome.asked_again += sum(key in before for key in _questions(place, workdir, 2))
-        first += _questions(place, workdir, 2)
-    held = place.kept(workdir)
-    if _again(place, workdir, outcome, mark):
-        second = _questions(place, workdir, 1)
+        outcome.asked_again += sum(key in before for key in _read_questions(setup, workdir, 2))
+        first += _read_questions(setup, workdir, 2)
+    held = setup.count_answers(workdir)
+    if _rerun(setup, workdir, outcome, mark):
+        second = _read_questions(setup, workdir, 1)
         outcome.asked_again += sum(key in held for key in second)
         first += second
     outcome.asked = len(first)
 
 
-def _comes(moment: str, place: Place, workdir: Path, mark: str) -> bool:
+def _has_come(moment: str, setup: ServingSetup, workdir: Path, mark: str) -> bool:
     """Return whether a moment has come, in a study that starts its server."""
     if moment == MOMENTS[0]:  # the server starts
-        return bool(_serving(mark))
+        return bool(_find_server_processes(mark))
     log = "".join(path.read_text() for path in workdir.glob("w/engines/*/vllm-1.log"))
     loaded = [line.split() for line in log.splitlines() if line.startswith("loaded chip-")]
     if moment == MOMENTS[2]:
         return len(loaded) == 2
-    kept = Counter(trial for trial, _ in place.kept(workdir))
-    return any(1 < kept[_trial_in(line[2])] < LIMIT for line in loaded)
+    kept = Counter(trial for trial, _ in setup.count_answers(workdir))
+    return any(1 < kept[_trial_folder(line[2])] < LIMIT for line in loaded)
 
 
-def _questions(place: Place, workdir: Path, number: int) -> list[tuple[str, str]]:
+def _read_questions(setup: ServingSetup, workdir: Path, number: int) -> list[tuple[str, str]]:
     """Return what a study's server was asked, by its log."""
     names, found = {}, []
     for path in workdir.glob(f"w/engines/*/vllm-{number}.log"):
         for line in path.read_text().splitlines():
             word, *rest = line.split(maxsplit=2) or [""]
             if word == "loaded":
-                names[rest[0]] = _trial_in(rest[1])
+                names[rest[0]] = _trial_folder(rest[1])
             elif word == "asked":
-                found.append((names.get(rest[0], "base"), place.items[rest[1]]))
+                found.append((names.get(rest[0], "base"), setup.items[rest[1]]))
     return found
 
 
-def _again(place: Place, workdir: Path, outcome: Outcome, mark: str) -> bool:
+def _rerun(setup: ServingSetup, workdir: Path, outcome: Outcome, mark: str) -> bool:
     """Give the same command until the study is done; return whether that was needed."""
     needed = outcome.exits[-1] != 0
     while outcome.exits[-1] != 0:
-        if len(outcome.exits) > AGAIN:
+        if len(outcome.exits) > MAX_RERUNS:
             raise RuntimeError(f"the study is not done after {len(outcome.exits)} runs")
-        outcome.exits.append(place.start(workdir, mark).wait(PATIENCE))
+        outcome.exits.append(setup.start(workdir, mark).wait(MAX_SECONDS))
     return needed
 
 
-def content_mark(content: Any) -> str:
+def hash_content(content: Any) -> str:
     """Return a hash of what a request shows of a question, as the server that starts it logs it."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def tables(workdir: Path) -> dict[str, bytes]:
+def read_tables(workdir: Path) -> dict[str, bytes]:
     """Return the report's tables as they are on disk."""
     (folder,) = workdir.glob("w/studies/*/report")
     return {name: (folder / name).read_bytes() for name in ("report.csv", "values.csv")}
 
 
-def soon(what: Callable[[], bool], study: subprocess.Popen[bytes] | None = None) -> None:
+def wait_until(what: Callable[[], bool], study: subprocess.Popen[bytes] | None = None) -> None:
     """Wait until something is true, while a study runs."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + MAX_SECONDS
     while not what():
         if study is not None and study.poll() is not None:
             raise RuntimeError("the study ended before the moment came")
@@ -403,15 +412,15 @@ def soon(what: Callable[[], bool], study: subprocess.Popen[bytes] | None = None)
         time.sleep(0.02)
 
 
-def _items() -> dict[str, str]:
+def _index_items() -> dict[str, str]:
     """Return the items' ids by what a request shows of them."""
     settings = BenchmarkConfig.model_validate({"name": "shapes", "limit": LIMIT})
     benchmark: Any = find_benchmark("shapes")
     items, _ = select_items("report", settings, benchmark, DataPaths())
-    return {content_mark(question_parts(item)): item.id for item in items}
+    return {hash_content(question_parts(item)): item.id for item in items}
 
 
-def _store(folder: Path) -> Path:
+def _make_store(folder: Path) -> Path:
     from orchestrator.tracking.client import MlflowStore
 
     folder.mkdir()
@@ -419,19 +428,19 @@ def _store(folder: Path) -> Path:
     return folder / "mlflow.db"
 
 
-def _trials(workdir: Path) -> dict[str, str]:
+def _map_base_trial(workdir: Path) -> dict[str, str]:
     """Return the folder of the untrained model's trial -> base."""
     path = workdir / "w" / "ledger" / "ledger.jsonl"
     begun = read_records(path) if path.exists() else []
     return {str(entry["fingerprint"])[:16]: "base" for entry in begun if entry["arm"] == "base"}
 
 
-def _trial_in(path: str) -> str:
+def _trial_folder(path: str) -> str:
     parts = Path(path).parts
     return parts[parts.index("trials") + 1]
 
 
-def _marked(mark: str) -> list[psutil.Process]:
+def _find_processes(mark: str) -> list[psutil.Process]:
     """Return the processes of a case."""
     found = []
     for process in psutil.process_iter():
@@ -441,9 +450,9 @@ def _marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-def _serving(mark: str) -> list[psutil.Process]:
+def _find_server_processes(mark: str) -> list[psutil.Process]:
     found = []
-    for process in _marked(mark):
+    for process in _find_processes(mark):
         with contextlib.suppress(psutil.Error):
             line = process.cmdline()
             if any(part.endswith("fake_vllm") for part in line) and "serve" in line:
@@ -451,16 +460,16 @@ def _serving(mark: str) -> list[psutil.Process]:
     return found
 
 
-def _left_over(workdir: Path, mark: str) -> list[str]:
+def _find_leftovers(workdir: Path, mark: str) -> list[str]:
     until = time.monotonic() + 30
-    while _marked(mark) and time.monotonic() < until:
+    while _find_processes(mark) and time.monotonic() < until:
         time.sleep(0.1)
-    processes = [" ".join(process.cmdline())[:200] for process in _marked(mark)]
+    processes = [" ".join(process.cmdline())[:200] for process in _find_processes(mark)]
     files = [str(path) for path in workdir.rglob(".served")]
     return processes + files + [str(path) for path in workdir.rglob("server.json")]
 
 
-def _said(workdir: Path) -> list[str]:
+def _read_fault_lines(workdir: Path) -> list[str]:
     """Return the lines in which the command spoke of a fault."""
     words = ("FAILED", "KILLED", "stopped", "chip-ablate:", "Traceback", "has died", "warning:")
     lines = (workdir / "run.log").read_text(errors="replace").splitlines()
@@ -468,13 +477,13 @@ def _said(workdir: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def opened(folder: Path) -> Iterator[Place]:
-    """A place, and nothing of it afterwards."""
-    place = Place(folder)
+def open_setup(folder: Path) -> Iterator[ServingSetup]:
+    """Open a set-up, and leave nothing of it afterwards."""
+    setup = ServingSetup(folder)
     try:
-        yield place
+        yield setup
     finally:
-        place.close()
+        setup.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -486,13 +495,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     folder = given.keep or Path(tempfile.mkdtemp(prefix="chip-serving-"))
     folder.mkdir(parents=True, exist_ok=True)
-    machine, outcomes = describe(), list[Outcome]()
+    machine, outcomes = describe_machine(), list[Outcome]()
     try:
-        with opened(folder) as place:
+        with open_setup(folder) as setup:
             for number, case in enumerate(CASES, start=1):
                 if given.only not in str(case):
                     continue
-                outcome = one(place, case, folder / f"{number}")
+                outcome = run_case(setup, case, folder / f"{number}")
                 outcomes.append(outcome)
                 word = "survived" if outcome.survived else "NOT SURVIVED"
                 print(f"{number}: {case}: {word}, {outcome.seconds:.0f} s", flush=True)

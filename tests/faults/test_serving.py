@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.link import Asked, Link
-from tests.faults.serving import CASES, Case, Place, one, opened
+from tests.faults.proxy import FaultyProxy, ProxiedRequest
+from tests.faults.serving import CASES, Case, ServingSetup, open_setup, run_case
 
 
 class Echo(BaseHTTPRequestHandler):
@@ -32,19 +32,19 @@ class Echo(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def link() -> Iterator[Link]:
+def proxy() -> Iterator[FaultyProxy]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    made = Link(server.server_port)
+    made = FaultyProxy(server.server_port)
     yield made
     made.close()
     server.shutdown()
     server.server_close()
 
 
-def ask(link: Link, model: str, timeout: float = 30.0) -> bytes:
+def ask(proxy: FaultyProxy, model: str, timeout: float = 30.0) -> bytes:
     body = json.dumps({"model": model, "messages": [{"content": "What?"}]})
-    connection = http.client.HTTPConnection("127.0.0.1", link.port, timeout=timeout)
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=timeout)
     try:
         connection.request("POST", "/v1/chat/completions", body)
         return connection.getresponse().read()
@@ -52,38 +52,38 @@ def ask(link: Link, model: str, timeout: float = 30.0) -> bytes:
         connection.close()
 
 
-def test_a_link_notes_what_passes_and_fails_as_it_is_told(link: Link) -> None:
-    port = link.port
-    assert json.loads(ask(link, "a"))["model"] == "a"
-    ask(link, "b")
-    ask(link, "a")
-    assert [(each.model, each.models, each.number) for each in link.asked] == [
+def test_a_link_notes_what_passes_and_fails_as_it_is_told(proxy: FaultyProxy) -> None:
+    port = proxy.port
+    assert json.loads(ask(proxy, "a"))["model"] == "a"
+    ask(proxy, "b")
+    ask(proxy, "a")
+    assert [(each.model, each.models, each.number) for each in proxy.requests] == [
         ("a", 1, 1),
         ("b", 2, 1),
         ("a", 2, 2),
     ]
-    link.silence()
+    proxy.silence()
     with pytest.raises(TimeoutError):
-        ask(link, "a", timeout=0.5)
-    link.mend()
-    link.cut()
+        ask(proxy, "a", timeout=0.5)
+    proxy.restore()
+    proxy.cut()
     with pytest.raises(ConnectionRefusedError):
-        ask(link, "a")
-    link.mend()
-    assert link.port == port and ask(link, "a")
+        ask(proxy, "a")
+    proxy.restore()
+    assert proxy.port == port and ask(proxy, "a")
 
-    def cuts(asked: Asked) -> None:
-        link.cut()
+    def cuts(request: ProxiedRequest) -> None:
+        proxy.cut()
 
-    link.begin(cuts)
+    proxy.reset(cuts)
     with pytest.raises((ConnectionError, http.client.HTTPException)):  # it was under way
-        ask(link, "a")
-    assert [each.model for each in link.asked] == ["a"]
+        ask(proxy, "a")
+    assert [each.model for each in proxy.requests] == ["a"]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with opened(tmp_path_factory.mktemp("serving")) as made:
+def serving_setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingSetup]:
+    with open_setup(tmp_path_factory.mktemp("serving")) as made:
         yield made
 
 
@@ -91,8 +91,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 @pytest.mark.e2e
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_whatever_is_killed_the_figures_are_those_of_the_undisturbed_study(
-    case: Case, place: Place, tmp_path: Path
+    case: Case, serving_setup: ServingSetup, tmp_path: Path
 ) -> None:
-    outcome = one(place, case, tmp_path / "case")
+    outcome = run_case(serving_setup, case, tmp_path / "case")
     assert outcome.survived, outcome
     assert "Traceback" not in "".join(outcome.said)

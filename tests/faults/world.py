@@ -19,11 +19,11 @@ from ray.cluster_utils import Cluster
 
 from orchestrator.executors.ray.session import PROCESS_ENVIRONMENT
 from orchestrator.jobs.job import restore_signal_handlers
-from tests.faults.injected import MOMENTS, PLAN, TRAINING
+from tests.faults.worker import MOMENTS, PLAN, TRAINING
 
 ROOT = Path(__file__).parents[2]
 #: Steps of a training, and of how many it leaves a checkpoint.
-STEPS, EVERY = 8, 2
+STEPS, CHECKPOINT_EVERY = 8, 2
 #: CPUs of a node, as Ray counts them.
 CPUS = 2
 
@@ -41,8 +41,8 @@ primary: {metric: shapes/chair_i, goal: minimize}
 """
 
 
-def recipe(stall_after: float, workers: int = 1) -> str:
-    """The embedded world's recipe with few steps and a checkpoint after every second.
+def make_recipe(stall_after: float, workers: int = 1) -> str:
+    """Make the embedded world's recipe with few steps and a checkpoint after every second.
 
     A trial takes all CPUs of a node, so that a slot has one job after another.
     """
@@ -55,7 +55,7 @@ def recipe(stall_after: float, workers: int = 1) -> str:
         ("reference_cache: fp32", "reference_cache: 'off'"),
         (
             "  micro_batch: 16",
-            f"  micro_batch: {2 // workers}\n  checkpoint_every: {EVERY}\n"
+            f"  micro_batch: {2 // workers}\n  checkpoint_every: {CHECKPOINT_EVERY}\n"
             f"  stall_after: {stall_after}\n"
             f"  workers_per_trial: {workers}\n  cpus_per_worker: {CPUS // workers}",
         ),
@@ -65,15 +65,15 @@ def recipe(stall_after: float, workers: int = 1) -> str:
     return text
 
 
-class NotMet(Exception):
+class MomentMissed(Exception):
     """The study ended before the moment that a fault was meant for."""
 
 
-class World:
+class FaultCluster:
     """The cluster: a head with nothing on it, and two nodes with room for a trial each."""
 
     def __init__(self, temp: Path) -> None:
-        os.environ.update(environment())
+        os.environ.update(make_environment())
         # Ray 2.60 writes the cluster's address below it, which only a plain start makes.
         Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray").mkdir(parents=True, exist_ok=True)
         with restore_signal_handlers():  # starting a node takes them
@@ -89,9 +89,9 @@ class World:
                     "object_store_memory": 80 * 1024**2,
                 },
             )
-        self.heal()
+        self.restore_nodes()
 
-    def heal(self) -> None:
+    def restore_nodes(self) -> None:
         """Have two nodes again: a fault takes one, and trials need another."""
         with restore_signal_handlers():
             while len(self.cluster.worker_nodes) < 2:
@@ -101,7 +101,7 @@ class World:
                     object_store_memory=80 * 1024**2,
                 )
 
-    def node_of(self, pid: int) -> Any:
+    def find_node(self, pid: int) -> Any:
         """Return the node whose raylet started a process."""
         above = {parent.pid for parent in psutil.Process(pid).parents()}
         for node in self.cluster.worker_nodes:
@@ -109,7 +109,7 @@ class World:
                 return node
         raise LookupError(f"process {pid} is on no node")
 
-    def drivers(self) -> list[psutil.Process]:
+    def find_trial_drivers(self) -> list[psutil.Process]:
         """Return the processes of Tune's trials, newest first."""
         found = []
         for node in self.cluster.worker_nodes:
@@ -129,29 +129,29 @@ class World:
         """
         tracked = [] if tracking is None else ["--tracking-uri", tracking]
         alone = [] if workers == 1 else ["--max-concurrent", "1"]
-        return start(workdir, "--address", self.cluster.address, *tracked, *alone)
+        return start_driver(workdir, "--address", self.cluster.address, *tracked, *alone)
 
     def close(self) -> None:
         """End all of it."""
         self.cluster.shutdown()
 
 
-def environment() -> dict[str, str]:
+def make_environment() -> dict[str, str]:
     """Return what the study's processes are to find beside what this one has."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**PROCESS_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def start(
+def start_driver(
     workdir: Path, *options: str, command: tuple[str, ...] = ("run", "study.yaml")
 ) -> subprocess.Popen[bytes]:
     """Start a driver of the study, or another command; what it says goes to `driver.log`."""
     with (workdir / "driver.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.drive", *command,
+            [sys.executable, "-m", "tests.faults.program", *command,
              "--workdir", str(workdir), *options],
             cwd=workdir,
-            env={**os.environ, **environment()},
+            env={**os.environ, **make_environment()},
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -159,11 +159,11 @@ def start(
 
 
 @contextlib.contextmanager
-def opened() -> Iterator[World]:
-    """A world, and nothing of it afterwards."""
+def open_cluster() -> Iterator[FaultCluster]:
+    """Open a cluster, and leave nothing of it afterwards."""
     # Sockets lie in it, and their paths must be short.
     temp = Path(tempfile.mkdtemp(prefix="cf-", dir=os.environ.get("RAY_TMPDIR", "/tmp")))
-    world = World(temp)
+    world = FaultCluster(temp)
     try:
         yield world
     finally:
@@ -171,15 +171,17 @@ def opened() -> Iterator[World]:
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def prepare(workdir: Path, *, stall_after: float = 3600.0, workers: int = 1, **plan: Any) -> None:
+def write_study(
+    workdir: Path, *, stall_after: float = 3600.0, workers: int = 1, **plan: Any
+) -> None:
     """Write a study into a work directory, and what workers themselves are to get wrong."""
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "study.yaml").write_text(STUDY)
-    (workdir / "recipe.yaml").write_text(recipe(stall_after, workers))
+    (workdir / "recipe.yaml").write_text(make_recipe(stall_after, workers))
     (workdir / PLAN).write_text(json.dumps(plan))
 
 
-def moments(workdir: Path) -> dict[Path, list[dict[str, Any]]]:
+def read_moments(workdir: Path) -> dict[Path, list[dict[str, Any]]]:
     """Return what each attempt has told, by its folder, in order."""
     found = {}
     for path in sorted(workdir.glob(f"trials/*/attempt-*/{MOMENTS}")):
@@ -188,7 +190,7 @@ def moments(workdir: Path) -> dict[Path, list[dict[str, Any]]]:
     return found
 
 
-def meet(
+def wait_for_moment(
     workdir: Path,
     driver: subprocess.Popen[bytes],
     *,
@@ -211,7 +213,7 @@ def meet(
     """
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        for folder, told in moments(workdir).items():
+        for folder, told in read_moments(workdir).items():
             if folder in but or not told or (folder / "result.json").exists():
                 continue
             last = told[-1]
@@ -221,6 +223,6 @@ def meet(
                 return folder, last
         if driver.poll() is not None:
             log = (workdir / "driver.log").read_text(errors="replace")[-2000:]
-            raise NotMet(f"the driver ended before the moment came:\n{log}")
+            raise MomentMissed(f"the driver ended before the moment came:\n{log}")
         time.sleep(0.02)
     raise TimeoutError(f"no trial came to {' or '.join(phases)} {step} in {timeout:.0f} s")

@@ -13,7 +13,8 @@ from orchestrator.study.load import load_study
 from orchestrator.study.model import Study, StudyChanges
 
 from . import fakes
-from .tuned import Figure, results_by
+from .program import run_program
+from .tuned_study import MetricOfJob, make_result_function
 
 STUDY = """
 study: small
@@ -90,6 +91,18 @@ def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Figure], None]:
+def set_trial_metric(monkeypatch: pytest.MonkeyPatch) -> Callable[[MetricOfJob], None]:
     """Let the fake executor's trials come to the figures of a function of their job."""
-    return lambda figure: monkeypatch.setattr(fakes, "result_of", results_by(figure))
+    return lambda figure: monkeypatch.setattr(fakes, "make_result", make_result_function(figure))
+
+
+@pytest.fixture
+def run_captured(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the program; return its exit code, output and errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = run_program(*arguments)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rich.console import Console
+
 from chip_core.results import (
     MODEL,
     AnsweredTrial,
@@ -36,6 +38,8 @@ from orchestrator.executors.base import (
 from orchestrator.jobs.attempt import Cause
 from orchestrator.jobs.job import StopRequest
 from orchestrator.plan.plan import Plan, Trial
+from orchestrator.report.results import RunOutcome
+from orchestrator.run import run_study
 from orchestrator.tracking.projection import MlflowProjection
 from orchestrator.tracking.views import (
     ArmView,
@@ -47,8 +51,8 @@ from orchestrator.tracking.views import (
 )
 
 
-def result_of(job: Job) -> TrialResult:
-    """Figures that are a function of the job: chair_i = 10 + seed, less 2 under chip."""
+def make_result(job: Job) -> TrialResult:
+    """Make figures that are a function of the job: chair_i = 10 + seed, less 2 under chip."""
     config = job.config
     chair = 30.0 if job.untrained else 10.0 + config.seed
     chair -= 2.0 * (config.objective.preset == "chip" and not job.untrained)
@@ -69,13 +73,13 @@ def result_of(job: Job) -> TrialResult:
 
 @dataclass
 class FakeExecutor:
-    """Ends each job at once as `failures` and `dies_before` say."""
+    """Ends each job at once as `failures` and `interrupt_before` say."""
 
     failures: dict[str, str] = field(default_factory=dict)  # job name -> reason
     lost: dict[str, list[Cause]] = field(default_factory=dict)  # what its attempts end by, in order
-    dies_before: str | None = None  # job name at which the user presses Ctrl-C
+    interrupt_before: str | None = None  # job name at which the user presses Ctrl-C
     answers: Collection[str] = ()  # names of jobs whose answers are scored by a job of their own
-    dies_scoring: str | None = None  # likewise, before its answers are scored
+    interrupt_scoring: str | None = None  # likewise, before its answers are scored
     jobs: list[Job] = field(default_factory=list)
     parts: list[Job] = field(default_factory=list)  # of reference passes; none can be made
     at_once: int = 1
@@ -111,7 +115,7 @@ class FakeExecutor:
                 continue
             self.jobs.append(job)
             on_event(JobStarted(job=job))
-            if job.name == (self.dies_scoring if job.is_scoring else self.dies_before):
+            if job.name == (self.interrupt_scoring if job.is_scoring else self.interrupt_before):
                 raise KeyboardInterrupt
             progress = Progress(phase="train", done=1, total=5, figures={"loss": 0.5})
             on_event(JobProgressed(job=job, progress=progress))
@@ -131,11 +135,11 @@ class FakeExecutor:
             if job.name in self.answers and not job.is_scoring:
                 scoring = job.scoring_job()
                 on_event(
-                    JobAnswered(job=job, answered_trial=leave_answers(job), scoring_job=scoring)
+                    JobAnswered(job=job, answered_trial=write_job_answers(job), scoring_job=scoring)
                 )
                 left.appendleft(scoring)
                 continue
-            on_event(JobFinished(job=job, result=leave_result(job)))
+            on_event(JobFinished(job=job, result=write_job_result(job)))
         if self.stop.is_requested:
             raise KeyboardInterrupt
 
@@ -144,9 +148,9 @@ class FakeExecutor:
         return [job.name for job in self.jobs]
 
 
-def leave_answers(job: Job) -> AnsweredTrial:
+def write_job_answers(job: Job) -> AnsweredTrial:
     """Leave what a worker leaves whose trial has answered and is not scored."""
-    result = result_of(job)
+    result = make_result(job)
     if result.steps:
         os.makedirs(job.folder / MODEL)
     answers = {
@@ -158,9 +162,9 @@ def leave_answers(job: Job) -> AnsweredTrial:
     return answered
 
 
-def leave_result(job: Job) -> TrialResult:
+def write_job_result(job: Job) -> TrialResult:
     """Leave what a worker leaves."""
-    result = result_of(job)
+    result = make_result(job)
     if result.steps:
         os.makedirs(job.folder / MODEL, exist_ok=True)
     for evaluation in result.evaluations.values():
@@ -242,3 +246,18 @@ class InlineTracker(MlflowProjection):
     def _update(self, study: StudyView) -> None:
         self.study = study
         self.reconcile(study)
+
+
+def run_with_fakes(
+    plan: Plan, workdir: Path, executor: FakeExecutor | None = None
+) -> tuple[RunOutcome, FakeExecutor, FakeTracker]:
+    """Run a study on a fake executor; return its outcome, the executor and the tracker."""
+    executor, tracker = executor or FakeExecutor(), FakeTracker()
+    outcome = run_study(
+        plan,
+        workdir=workdir,
+        executor=lambda: executor,
+        tracker=tracker,
+        console=Console(quiet=True),
+    )
+    return outcome, executor, tracker

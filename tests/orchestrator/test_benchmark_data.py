@@ -15,7 +15,6 @@ from chip_core.evaluation.inference import Decoder
 from chip_core.evaluation.task import Response
 from chip_core.utils.errors import ConfigError
 from chip_core.utils.files import read_records
-from orchestrator.cli import main
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.snapshot import read_identities, save_identities
@@ -31,6 +30,7 @@ from orchestrator.tracking.address import resolve_uri
 
 from ..chip_core.evaluation import benchmark_files
 from .fakes import FakeExecutor, FakeTracker, InlineTracker
+from .program import run_program
 
 STUDY = """
 study: scored
@@ -62,7 +62,9 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def planned(tmp_path: Path, data_paths: DataPaths, text: str = STUDY, **overrides: object) -> Plan:
+def make_scored_plan(
+    tmp_path: Path, data_paths: DataPaths, text: str = STUDY, **overrides: object
+) -> Plan:
     file = tmp_path / "scored.yaml"
     file.write_text(text)
     study = load_study(file, StudyChanges(overrides={**SHORT, **overrides}))
@@ -81,7 +83,7 @@ def run(plan: Plan, workdir: Path) -> RunOutcome:
     )
 
 
-def summary_of(plan: Plan, workdir: Path) -> Summary:
+def load_summary(plan: Plan, workdir: Path) -> Summary:
     ledger = Ledger(workdir)
     return build_summary(plan, ledger, load_scores(plan, ledger, workdir))
 
@@ -90,24 +92,22 @@ def test_figures_on_pictures_that_were_read_otherwise_are_not_taken(
     tmp_path: Path, data: Path
 ) -> None:
     """Those of the embedded world, which is drawn, are what they were."""
-    plan = planned(tmp_path, DataPaths(benchmark_data=data))
+    plan = make_scored_plan(tmp_path, DataPaths(benchmark_data=data))
     former = {
         key: {name: value for name, value in found.items() if name != "pictures"}
         for key, found in plan.benchmarks.items()
     }
     save_identities(tmp_path / "w", plan.study.name, former)
-    for data_paths in (
-        DataPaths(benchmark_data=data),
-        DataPaths(),
-    ):  # also where the data are not here
-        found = planned(tmp_path, data_paths).benchmarks
+    # The second: also where the data are not on this machine.
+    for data_paths in (DataPaths(benchmark_data=data), DataPaths()):
+        found = make_scored_plan(tmp_path, data_paths).benchmarks
         assert found["report/pope"] != former["report/pope"]
         assert found["select/shapes"] == former["select/shapes"]
 
 
 def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
     workdir, data_paths = tmp_path / "w", DataPaths(benchmark_data=data)
-    plan = planned(tmp_path, data_paths)
+    plan = make_scored_plan(tmp_path, data_paths)
     outcome = run(plan, workdir)
     assert outcome.executed == 3
     assert not outcome.failed
@@ -148,15 +148,15 @@ def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
     assert {entry["scored"]["report/pope"]["n"] for entry in origin["trials"]} == {9}
 
     # Again: nothing is run, also where the data are not here; the figures are found all the same.
-    again = planned(tmp_path, data_paths)
+    again = make_scored_plan(tmp_path, data_paths)
     assert run(again, workdir).executed == 0
-    elsewhere = planned(tmp_path, DataPaths())
-    summary = summary_of(elsewhere, workdir)
+    elsewhere = make_scored_plan(tmp_path, DataPaths())
+    summary = load_summary(elsewhere, workdir)
     assert summary.rows[1].figures.keys() == outcome.summary.rows[1].figures.keys()
     # Other questions are other figures: they are scored, and nothing is trained again.
     file = data / "pope" / "coco_pope_random.json"
     file.write_text(file.read_text().replace("is there a", "do you see a"))
-    changed = planned(tmp_path, data_paths)
+    changed = make_scored_plan(tmp_path, data_paths)
     assert changed.base.evaluations["report/pope"] != plan.base.evaluations["report/pope"]
     assert changed.base.evaluations["report/amber"] == plan.base.evaluations["report/amber"]
     executor = FakeExecutor()
@@ -178,7 +178,7 @@ def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
 def test_what_is_missing_is_said_before_anything_is_trained(tmp_path: Path, data: Path) -> None:
     (data / "amber" / "image" / "AMBER_1.png").unlink()
     text = STUDY.replace("    - {name: pope", "    - mmhal\n    - {name: pope")
-    plan = planned(tmp_path, DataPaths(benchmark_data=data), text)
+    plan = make_scored_plan(tmp_path, DataPaths(benchmark_data=data), text)
     executor = FakeExecutor()
     with pytest.raises(ConfigError) as raised:
         run_study(
@@ -199,8 +199,8 @@ def test_what_is_missing_is_said_before_anything_is_trained(tmp_path: Path, data
 
 
 def test_a_plan_says_what_scoring_costs(tmp_path: Path, data: Path) -> None:
-    plan = planned(tmp_path, DataPaths(benchmark_data=data))
-    amber = len(plan.benchmarks and made_items(data))
+    plan = make_scored_plan(tmp_path, DataPaths(benchmark_data=data))
+    amber = len(plan.benchmarks and read_items(data))
     line, step = evaluation_lines(plan, Ledger(tmp_path / "w"))
     assert str(step) == (
         "scoring: a separate step without a GPU, in parallel with the next trials' training"
@@ -210,7 +210,7 @@ def test_a_plan_says_what_scoring_costs(tmp_path: Path, data: Path) -> None:
         f"questions a trial: select/shapes 4 of 500, report/amber {amber}, report/pope 9 of 18; "
         f"{left} answers to generate"
     )
-    unknown = planned(tmp_path, DataPaths())
+    unknown = make_scored_plan(tmp_path, DataPaths())
     line, _ = evaluation_lines(unknown, Ledger(tmp_path / "w"))
     assert "report/amber unknown, report/pope unknown; 12 answers to generate" in str(line)
     trial = plan.arms[0].trials[0]
@@ -232,20 +232,20 @@ def test_a_plan_says_what_scoring_costs(tmp_path: Path, data: Path) -> None:
     assert f"{left - amber} answers to generate; {amber} existing answers to score" in str(line)
 
 
-def made_items(data: Path) -> list[object]:
+def read_items(data: Path) -> list[object]:
     return list(json.loads((data / "amber" / "query" / "query_all.json").read_text()))
 
 
 def test_the_same_questions_are_not_tuned_on_and_quoted(tmp_path: Path) -> None:
     text = STUDY.replace("[{name: shapes, limit: 4}]", "[pope]")
     with pytest.raises(ConfigError, match=r"benchmarks.report\[1\]: 'pope' is also under `select`"):
-        planned(tmp_path, DataPaths(), text)
+        make_scored_plan(tmp_path, DataPaths(), text)
 
 
 def test_a_protocol_that_a_benchmark_does_not_know_is_told(tmp_path: Path) -> None:
     text = STUDY.replace("corrected", "chip")
     with pytest.raises(ConfigError, match="'pope' has no protocol 'chip': choices: corrected, "):
-        planned(tmp_path, DataPaths(), text)
+        make_scored_plan(tmp_path, DataPaths(), text)
 
 
 @pytest.fixture
@@ -272,7 +272,7 @@ def test_training_images_that_a_benchmark_shows_are_counted(
     tmp_path: Path, data: Path, pairs: Path
 ) -> None:
     # POPE's picture 1 is scene 0, as AMBER's: the scaled one is in both.
-    plan = planned(tmp_path, DataPaths(benchmark_data=data), **{"data.source": str(pairs)})
+    plan = make_scored_plan(tmp_path, DataPaths(benchmark_data=data), **{"data.source": str(pairs)})
     amber, pope = count_overlaps(plan, tmp_path / "w")
     assert (amber.key, amber.training, amber.pictures, amber.shared) == ("report/amber", 3, 1, 1)
     assert amber.examples == (("scaled.jpg", "AMBER_1.png"),)
@@ -286,18 +286,12 @@ def test_training_images_that_a_benchmark_shows_are_counted(
     pairs.with_name("own.png").unlink()  # counted once: what is kept counts
     kept = list((tmp_path / "w" / "cache" / "overlap").iterdir())
     assert len(kept) == 2
-    summary = summary_of(plan, tmp_path / "w")
+    summary = load_summary(plan, tmp_path / "w")
     assert amber.sentence in summary.scoring
     none = Overlap(key="report/amber", source="x", training=5, pictures=3, shared=0)
     assert none.sentence == "amber: none of 5 training images is one of its pictures."
     hub = Overlap(key="report/amber", source="o/n", training=None, pictures=3, shared=0)
     assert "were not counted" in hub.sentence
-
-
-def call(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    return int(ended.value.code or 0)
 
 
 def test_a_model_is_scored_without_a_study(
@@ -307,15 +301,16 @@ def test_a_model_is_scored_without_a_study(
         "evaluate", "shapes", "--benchmarks", "pope,shapes", "--benchmark-data", str(data),
         "--limit", "6", "--protocol", "official", "--set", "max_new_tokens=4", "--out", "out",
     ]  # fmt: skip
-    assert call(*arguments, "--json") == 2  # POPE's script divides by zero where no label is yes
+    # POPE's script divides by zero where no label is yes.
+    assert run_program(*arguments, "--json") == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "pope" in said and "protocol corrected" in said
-    assert call(*arguments[:3], "shapes", *arguments[4:], "--json") == 0
+    assert run_program(*arguments[:3], "shapes", *arguments[4:], "--json") == 0
     found = json.loads(capsys.readouterr().out)["benchmarks"]["shapes"]
     assert (found["n"], found["limit"], found["of"]) == (6, 6, 1000)
     assert set(found["metrics"]) <= {"chair_i", "chair_s", "hal", "cover"}
     assert len(read_records(tmp_path / found["responses"])) == 6
-    assert call(*arguments[:3], "shapes", *arguments[4:]) == 0
+    assert run_program(*arguments[:3], "shapes", *arguments[4:]) == 0
     printed = capsys.readouterr()
     assert "shapes/cover" in printed.out
     assert "6 scored, 0 missing" in printed.out
@@ -337,10 +332,10 @@ def test_evaluate_says_what_could_not_be_read(
         "evaluate", "shapes", "--benchmarks", "pope", "--benchmark-data", str(data),
         "--limit", "6", "--protocol", "corrected", "--out", "out",
     ]  # fmt: skip
-    assert call(*arguments, "--json") == 0
+    assert run_program(*arguments, "--json") == 0
     found = json.loads(capsys.readouterr().out)["benchmarks"]["pope"]
     assert (found["unreadable"]["answers"], found["n"], found["missing"]) == (6, 6, 0)
-    assert call(*arguments) == 0
+    assert run_program(*arguments) == 0
     printed = capsys.readouterr().out
     assert "pope: 6 answers unreadable (counted as wrong), for instance" in printed
     assert "“[hm]”" in printed
@@ -369,13 +364,13 @@ def test_evaluate_says_what_could_not_be_read(
 def test_bad_evaluations(
     arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert call("evaluate", "shapes", *arguments) == 2
+    assert run_program("evaluate", "shapes", *arguments) == 2
     assert expected in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_such_model(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("evaluate", "./nothing", "--benchmarks", "shapes") == 2
+    assert run_program("evaluate", "./nothing", "--benchmarks", "shapes") == 2
     assert "no folder nothing" in capsys.readouterr().err
 
 

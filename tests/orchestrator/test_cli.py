@@ -14,12 +14,7 @@ import orchestrator.cli as program
 from orchestrator.cli import cli, main
 
 from .conftest import STUDY
-
-
-def call(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    return int(ended.value.code or 0)
+from .program import run_program
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "status", "report"])
@@ -42,7 +37,7 @@ def test_bad_input_writes_nothing(
     expected: str,
 ) -> None:
     path = write_study(STUDY.replace(old, new))
-    assert call(command, str(path)) == 2
+    assert run_program(command, str(path)) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     (line,) = printed.err.splitlines()
@@ -71,7 +66,7 @@ def test_bad_input_writes_nothing(
 def test_bad_commands(
     arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert call(*arguments) == 2
+    assert run_program(*arguments) == 2
     lines = capsys.readouterr().err.splitlines()
     assert expected in lines[-1]
     assert len(lines) == 1
@@ -80,13 +75,13 @@ def test_bad_commands(
 
 def test_every_command_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     for command in cli.commands:
-        assert call(command, "--help") == 0
+        assert run_program(command, "--help") == 0
         assert f"Example: chip-ablate {command}" in capsys.readouterr().out
 
 
 def test_plan_and_status_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for command in ("plan", "status"):
-        assert call(command, "encoder", "--json", "--seeds", "0", "1", "2", "3") == 0
+        assert run_program(command, "encoder", "--json", "--seeds", "0", "1", "2", "3") == 0
         found = json.loads(capsys.readouterr().out)
         assert found["seeds"] == [0, 1, 2, 3]
         assert len(found["trials"]) == 17
@@ -100,7 +95,7 @@ def test_a_width_that_nothing_fits_is_not_obeyed(
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     monkeypatch.setenv("LINES", columns)
-    assert call("status", "encoder") == 0
+    assert run_program("status", "encoder") == 0
     assert "study encoder: 13 to run" in capsys.readouterr().out
 
 
@@ -108,7 +103,7 @@ def test_a_width_that_will_do_is_obeyed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    assert call("status", "encoder") == 0
+    assert run_program("status", "encoder") == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 40
     assert os.environ["COLUMNS"] == "40"
@@ -122,7 +117,7 @@ def test_what_a_file_system_refuses_is_one_line(
         raise OSError(number, os.strerror(number), "some/file")
 
     monkeypatch.setattr("orchestrator.commands.studies.load_plan", refused)
-    assert call("status", "encoder") == 2
+    assert run_program("status", "encoder") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"chip-ablate: some/file: cannot be used ({os.strerror(number)})")
 
@@ -146,12 +141,12 @@ def test_a_first_run_that_is_refused_writes_nothing(
     before = sorted(tmp_path.rglob("*"))
     for beside in ([], ["--max-gpu-hours", "3"]):
         run = ["run", str(path), "--executor", "inline", "--storage", str(storage), *beside]
-        assert call(*run) == 2
+        assert run_program(*run) == 2
         assert capsys.readouterr().out == ""
         assert sorted(tmp_path.rglob("*")) == before
     # Of no trial it is known how long it takes.
     path.write_text(STUDY)
-    assert call(*run[:-2], "--budget", "price=5") == 2
+    assert run_program(*run[:-2], "--budget", "price=5") == 2
     assert "the study's cost is unknown" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -161,6 +156,6 @@ def test_hints_are_commands_that_a_shell_takes_as_they_are(
 ) -> None:
     new = ["new", "--name", "n", "--question", "q", "--recipe", "shapes", "--seeds", "1"]
     of = ["--factor", "objective=dpo,chip", "--benchmark", "shapes", "--primary", "shapes/chair_i"]
-    assert call(*new, *of, "--out", str(tmp_path / "my study.yaml")) == 0
+    assert run_program(*new, *of, "--out", str(tmp_path / "my study.yaml")) == 0
     said = capsys.readouterr().out.strip()
     assert said.endswith(f"chip-ablate plan '{tmp_path}/my study.yaml'")

@@ -45,7 +45,7 @@ BLOCKS = re.compile(r"(studies/.*|ledger/.*|mlflow\.db)$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class CommandResult:
     """What a command came to."""
 
     code: int
@@ -74,7 +74,7 @@ class Screen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class StudyFolder:
     """Where a study file and its work directory lie."""
 
     folder: Path
@@ -83,7 +83,7 @@ class Place:
     def work(self) -> Path:
         return self.folder / "work"
 
-    def copied(self, to: Path) -> Place:
+    def copy_to(self, to: Path) -> StudyFolder:
         """Copy it, so that MLflow's database names the copy's artifacts."""
         shutil.copytree(self.folder, to)
         with contextlib.closing(sqlite3.connect(to / "work" / "mlflow.db")) as store, store:
@@ -92,9 +92,9 @@ class Place:
                     f"UPDATE {table} SET {column} = replace({column}, ?, ?)",
                     (str(self.folder), str(to)),
                 )
-        return Place(folder=to)
+        return StudyFolder(folder=to)
 
-    def say(self, screen: Screen, name: str, *more: str) -> Said:
+    def run_command(self, screen: Screen, name: str, *more: str) -> CommandResult:
         """Give a command in this process; what it raises but an exit is a traceback."""
         changes = [word for change in SHORT for word in ("--set", change)]
         words = [name, str(self.folder / "tiny.yaml"), "--workdir", str(self.work), "--json"]
@@ -103,12 +103,12 @@ class Place:
             main([*words, *changes, *more])
         out, err = screen.read()
         assert "Traceback" not in err, err
-        return Said(code=int(ended.value.code or 0), out=out, err=err)
+        return CommandResult(code=int(ended.value.code or 0), out=out, err=err)
 
-    def run(self, screen: Screen) -> Said:
-        return self.say(screen, "run", "--executor", "inline")
+    def run(self, screen: Screen) -> CommandResult:
+        return self.run_command(screen, "run", "--executor", "inline")
 
-    def table(self) -> dict[str, list[dict[str, str]]]:
+    def read_table(self) -> dict[str, list[dict[str, str]]]:
         """Return every figure of the report that lies there."""
         (report,) = (self.work / "studies").glob("*/report")
         found = {}
@@ -117,18 +117,18 @@ class Place:
                 found[name] = list(csv.DictReader(file))
         return found
 
-    def trial(self, arm: str) -> Path:
+    def find_trial_folder(self, arm: str) -> Path:
         """Return the folder of an arm's first attempt."""
         ends = read_records(self.work / "ledger" / "ledger.jsonl")
         folder = next(end["folder"] for end in ends if "folder" in end and end["arm"] == arm)
         return self.work / str(folder)
 
 
-def states(said: Said) -> list[tuple[str, str, dict[str, float]]]:
+def list_states(said: CommandResult) -> list[tuple[str, str, dict[str, float]]]:
     return [(one["fingerprint"], one["state"], one["metrics"]) for one in said.data["trials"]]
 
 
-def kinds(work: Path) -> dict[str, list[Path]]:
+def group_files_by_kind(work: Path) -> dict[str, list[Path]]:
     """Return the files of a work directory by their kind: their paths without names of trials."""
     found: dict[str, list[Path]] = {}
     for path in sorted(path for path in work.rglob("*") if path.is_file()):
@@ -137,7 +137,7 @@ def kinds(work: Path) -> dict[str, list[Path]]:
     return found
 
 
-def damage(path: Path, way: str, draw: random.Random) -> None:
+def damage_file(path: Path, way: str, draw: random.Random) -> None:
     content = path.read_bytes()
     if way == "cut":
         path.write_bytes(content[: draw.randrange(max(len(content), 1))])
@@ -164,27 +164,29 @@ def screen(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) 
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[Path], Path]) -> Place:
+def unrun_study(
+    tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[Path], Path]
+) -> StudyFolder:
     """Make the place of a study that is not run yet."""
-    place = Place(folder=tmp_path_factory.mktemp("done"))
+    place = StudyFolder(folder=tmp_path_factory.mktemp("done"))
     with_store(place.work)
     (place.folder / "tiny.yaml").write_text(STUDY)
     return place
 
 
 @pytest.fixture
-def done(trained: Place, screen: Screen) -> Place:
+def finished_study(unrun_study: StudyFolder, screen: Screen) -> StudyFolder:
     """Run the study, once for all tests."""
-    if not (trained.work / "ledger").exists():
-        said = trained.run(screen)
+    if not (unrun_study.work / "ledger").exists():
+        said = unrun_study.run(screen)
         assert said.code == 0, said.err
-    return trained
+    return unrun_study
 
 
-def drawn(done: Place, seed: int, count: int) -> Iterator[tuple[Path, str]]:
+def draw_damages(finished_study: StudyFolder, seed: int, count: int) -> Iterator[tuple[Path, str]]:
     """Yield (file, way), over as many kinds of files and ways as they go."""
     draw = random.Random(seed)
-    found = kinds(done.work)
+    found = group_files_by_kind(finished_study.work)
     every = [(kind, way) for kind in found for way in WAYS]
     draw.shuffle(every)
     for kind, way in every[:count]:
@@ -192,30 +194,37 @@ def drawn(done: Place, seed: int, count: int) -> Iterator[tuple[Path, str]]:
 
 
 def check_damages(
-    done: Place, tmp_path: Path, screen: Screen, damages: Sequence[tuple[Path, str]], seed: int
+    finished_study: StudyFolder,
+    tmp_path: Path,
+    screen: Screen,
+    damages: Sequence[tuple[Path, str]],
+    seed: int,
 ) -> None:
-    whole_status, whole = states(done.say(screen, "status")), done.table()
+    whole_status, whole = (
+        list_states(finished_study.run_command(screen, "status")),
+        finished_study.read_table(),
+    )
     assert {state for _, state, _ in whole_status} == {"done"}
     draw = random.Random(seed)
     for number, (file, way) in enumerate(damages):
-        place = done.copied(tmp_path / str(number))
-        name = file.relative_to(done.work).as_posix()
+        place = finished_study.copy_to(tmp_path / str(number))
+        name = file.relative_to(finished_study.work).as_posix()
         spoilt = place.work / name
-        damage(spoilt, way, draw)
+        damage_file(spoilt, way, draw)
         what = f"{way}: {name}"
-        status = place.say(screen, "status")
-        run, report = place.run(screen), place.say(screen, "report")
+        status = place.run_command(screen, "status")
+        run, report = place.run(screen), place.run_command(screen, "report")
         told = status.err + run.err + report.err
         names_it = str(spoilt) in told or "MLflow store" in told
         for said in (status, run, report):
             assert said.code in (0, 2), (what, said)
             assert said.code == 0 or said.err.strip(), (what, said)
-        if status.code == 0 and states(status) != whole_status:
+        if status.code == 0 and list_states(status) != whole_status:
             assert str(spoilt) in status.err, (what, status)
         if run.code == report.code == 0:  # all that can be made again is
-            assert place.table() == whole, what
-            after = place.say(screen, "status")
-            assert states(after) == whole_status, (what, after)
+            assert place.read_table() == whole, what
+            after = place.run_command(screen, "status")
+            assert list_states(after) == whole_status, (what, after)
         else:
             assert names_it, (what, told)
             assert way == "folder" or name == "mlflow.db", what
@@ -228,10 +237,12 @@ def check_damages(
     ("seed", "count"),
     [(13, 20), *(pytest.param(seed, 60, marks=pytest.mark.slow) for seed in (13, 14, 15))],
 )
-def test_damages(seed: int, count: int, done: Place, tmp_path: Path, screen: Screen) -> None:
-    damages = list(drawn(done, seed, count))
+def test_drawn_damages_are_survived(
+    seed: int, count: int, finished_study: StudyFolder, tmp_path: Path, screen: Screen
+) -> None:
+    damages = list(draw_damages(finished_study, seed, count))
     assert {way for _, way in damages} == set(WAYS)
-    check_damages(done, tmp_path, screen, damages, seed)
+    check_damages(finished_study, tmp_path, screen, damages, seed)
 
 
 #: What gives a finished trial's figures, and all that is read again where they are made again.
@@ -243,16 +254,20 @@ GIVES = (
 
 
 @pytest.mark.parametrize(("name", "way"), GIVES)
-def test_what_gives_figures(
-    name: str, way: str, done: Place, tmp_path: Path, screen: Screen
+def test_damages_to_files_that_give_figures_are_survived(
+    name: str, way: str, finished_study: StudyFolder, tmp_path: Path, screen: Screen
 ) -> None:
-    folder = done.work if name.startswith("ledger") else done.trial("full")
-    check_damages(done, tmp_path, screen, [(folder / name, way)], 3)
+    folder = (
+        finished_study.work
+        if name.startswith("ledger")
+        else finished_study.find_trial_folder("full")
+    )
+    check_damages(finished_study, tmp_path, screen, [(folder / name, way)], 3)
 
 
-def unscored(place: Place, arm: str) -> Path:
+def remove_scores(place: StudyFolder, arm: str) -> Path:
     """Leave a trial as it is when its driver dies after the training; return its folder."""
-    folder = place.trial(arm)
+    folder = place.find_trial_folder(arm)
     for name in ("scores", "responses", "answers"):
         shutil.rmtree(folder / name)
     (folder / "result.json").unlink()
@@ -263,7 +278,7 @@ def unscored(place: Place, arm: str) -> Path:
     return folder
 
 
-def flipped(file: Path) -> None:
+def flip_weights(file: Path) -> None:
     content = bytearray(file.read_bytes())
     for place in range(len(content) // 2, len(content) // 2 + 4000, 4):
         content[place + 3] ^= 0x41  # the sign and the exponent of a weight
@@ -283,19 +298,19 @@ def flipped(file: Path) -> None:
     ],
 )
 def test_a_model_whose_scoring_did_not_end_is_taken_over_where_it_is_what_was_trained(
-    arm: str, file: str | None, done: Place, tmp_path: Path, screen: Screen
+    arm: str, file: str | None, finished_study: StudyFolder, tmp_path: Path, screen: Screen
 ) -> None:
-    place = done.copied(tmp_path / "copy")
-    folder = unscored(place, arm)
+    place = finished_study.copy_to(tmp_path / "copy")
+    folder = remove_scores(place, arm)
     if file == "trained.json":
-        damage(folder / file, "cut", random.Random(1))
+        damage_file(folder / file, "cut", random.Random(1))
     elif file is not None and file.endswith(".json"):
-        damage(folder / file, "one byte", random.Random(1))
+        damage_file(folder / file, "one byte", random.Random(1))
     elif file is not None:
-        flipped(folder / file)
+        flip_weights(folder / file)
     said = place.run(screen)
     assert said.code == 0
-    assert place.table() == done.table()
+    assert place.read_table() == finished_study.read_table()
     told = f"a trained model is not reused, and trained again: {folder / (file or '')}"
     assert (told in said.err) == (file is not None)
     result = read_json(folder.with_name("attempt-2") / "result.json")
@@ -304,26 +319,26 @@ def test_a_model_whose_scoring_did_not_end_is_taken_over_where_it_is_what_was_tr
 
 
 def test_a_model_of_a_version_that_noted_no_hashes_is_taken_over_and_noted(
-    done: Place, tmp_path: Path, screen: Screen
+    finished_study: StudyFolder, tmp_path: Path, screen: Screen
 ) -> None:
-    place = done.copied(tmp_path / "copy")
-    folder = unscored(place, "full")
+    place = finished_study.copy_to(tmp_path / "copy")
+    folder = remove_scores(place, "full")
     noted = read_json(folder / "trained.json")
     hashes = noted.pop("files")
     del noted["checksum"], noted["training"]
     write_json(folder / "trained.json", noted)
     said = place.run(screen)
     assert (said.code, said.data["executed"]) == (0, 1)
-    assert place.table() == done.table()
+    assert place.read_table() == finished_study.read_table()
     taken = read_json(folder.with_name("attempt-2") / "trained.json")
     assert (taken["mark"], taken["files"]) == (noted["mark"], hashes)
 
 
 def test_models_of_two_trials_in_each_others_place_are_not_taken_over(
-    done: Place, tmp_path: Path, screen: Screen
+    finished_study: StudyFolder, tmp_path: Path, screen: Screen
 ) -> None:
-    place = done.copied(tmp_path / "copy")
-    one, other = (unscored(place, arm) for arm in ("full", "lora"))
+    place = finished_study.copy_to(tmp_path / "copy")
+    one, other = (remove_scores(place, arm) for arm in ("full", "lora"))
     for name in ("model", "trained.json"):
         (one / name).replace(tmp_path / name)
         (other / name).replace(one / name)
@@ -331,17 +346,17 @@ def test_models_of_two_trials_in_each_others_place_are_not_taken_over(
     said = place.run(screen)
     assert said.code == 0
     assert said.err.count("model belongs to another training") == 2
-    assert place.table() == done.table()
+    assert place.read_table() == finished_study.read_table()
 
 
 @pytest.mark.parametrize("arm", ["full", "lora"])
 def test_a_trained_model_that_is_to_be_scored_again_is_trained_again_where_it_is_another(
-    arm: str, done: Place, tmp_path: Path, screen: Screen
+    arm: str, finished_study: StudyFolder, tmp_path: Path, screen: Screen
 ) -> None:
-    place = done.copied(tmp_path / "copy")
-    folder = place.trial(arm)
+    place = finished_study.copy_to(tmp_path / "copy")
+    folder = place.find_trial_folder(arm)
     weights = next(iter(sorted((folder / "model").glob("*.safetensors"))))
-    flipped(weights)
+    flip_weights(weights)
     (folder / "scores" / "report-shapes.json").unlink()
     assert find_model_problem(folder / "model") is not None
     said = place.run(screen)
@@ -350,15 +365,15 @@ def test_a_trained_model_that_is_to_be_scored_again_is_trained_again_where_it_is
         f"{weights} has changed since it was written: its sha256 differs: it is trained again"
         in said.err
     )
-    assert place.table() == done.table()
+    assert place.read_table() == finished_study.read_table()
 
 
 def test_a_model_that_is_another_is_neither_exported_nor_asked(
-    done: Place, tmp_path: Path, screen: Screen
+    finished_study: StudyFolder, tmp_path: Path, screen: Screen
 ) -> None:
-    place, out = done.copied(tmp_path / "copy"), tmp_path / "out"
-    weights = place.trial("full") / "model" / "model.safetensors"
-    flipped(weights)
+    place, out = finished_study.copy_to(tmp_path / "copy"), tmp_path / "out"
+    weights = place.find_trial_folder("full") / "model" / "model.safetensors"
+    flip_weights(weights)
     for words in (
         ("export", "full, seed 0", out, "--workdir", place.work),
         ("evaluate", weights.parent, "--benchmarks", "shapes", "--out", out),

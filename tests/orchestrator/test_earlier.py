@@ -29,7 +29,7 @@ TABLES = ("report.csv", "values.csv")
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
-def runs_of(database: Path) -> dict[str, dict[str, Any]]:
+def read_runs(database: Path) -> dict[str, dict[str, Any]]:
     """Return each run's figures, params and tags by its id."""
     client = MlflowClient(f"sqlite:///{database}")
     experiments = [found.experiment_id for found in client.search_experiments()]
@@ -53,7 +53,7 @@ def test_what_an_earlier_version_left_is_taken_over(
     (report,) = Path("runs").glob("studies/*/report")
     tables = {name: (report / name).read_bytes() for name in TABLES}
     ledger = Path("runs/ledger/ledger.jsonl").read_bytes()
-    before = runs_of(tmp_path / "runs" / "mlflow.db")
+    before = read_runs(tmp_path / "runs" / "mlflow.db")
     # Four trials, the untrained model, two arms and the study.
     assert len(before) == 8 and all(run["status"] == "FINISHED" for run in before.values())
 
@@ -65,7 +65,7 @@ def test_what_an_earlier_version_left_is_taken_over(
     assert (said["executed"], said["left"], said["failed"]) == (0, 0, {})
     assert Path("runs/ledger/ledger.jsonl").read_bytes() == ledger
     assert {name: (report / name).read_bytes() for name in TABLES} == tables
-    assert runs_of(tmp_path / "runs" / "mlflow.db") == before
+    assert read_runs(tmp_path / "runs" / "mlflow.db") == before
 
 
 def test_answers_that_an_earlier_version_kept_are_not_made_again(tmp_path: Path) -> None:

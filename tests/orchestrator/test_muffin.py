@@ -18,7 +18,7 @@ from orchestrator.run import run_study
 from orchestrator.study.load import load_study
 from orchestrator.study.model import StudyChanges
 
-from ..chip_core.models.muffin import made
+from ..chip_core.models.muffin import checkpoints
 from .fakes import FakeTracker
 
 STUDIES = sorted((Path(__file__).parents[2] / "ablations").glob("*.yaml"))
@@ -41,8 +41,8 @@ primary: {metric: shapes/chair_i, goal: minimize}
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    source = made.released(tmp_path / "released")
-    convert(source, tmp_path / "muffin", vision_heads=made.HEADS)
+    source = checkpoints.write_checkpoint(tmp_path / "released")
+    convert(source, tmp_path / "muffin", vision_heads=checkpoints.HEADS)
     recipe = {
         "model": str(tmp_path / "muffin"),
         "data": {"source": "shapes", "limit": 8},

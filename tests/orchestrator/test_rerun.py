@@ -73,11 +73,11 @@ def run(
     return outcome, tracker
 
 
-def none_made() -> Executor:
+def refuse_to_execute() -> Executor:
     raise AssertionError("there is nothing to execute")
 
 
-def times(workdir: Path) -> dict[str, int]:
+def list_write_times(workdir: Path) -> dict[str, int]:
     """Return when each file was written; locks are a run's own."""
     return {
         str(file): file.stat().st_mtime_ns
@@ -86,7 +86,7 @@ def times(workdir: Path) -> dict[str, int]:
     }
 
 
-def inputs(plan: Plan, workdir: Path) -> str:
+def hash_report_inputs(plan: Plan, workdir: Path) -> str:
     folder = report_folder(workdir, plan.study.name)
     own = read_json(folder.with_name("report.json"))["files"]
     return cached.hash_inputs(plan, Ledger(workdir), workdir, folder, own)
@@ -94,9 +94,9 @@ def inputs(plan: Plan, workdir: Path) -> str:
 
 def test_nothing_is_written_anew(plan_of: PlanOf, tmp_path: Path) -> None:
     first, _ = run(plan_of(), tmp_path / "runs")
-    before = times(tmp_path / "runs")
-    again, tracker = run(plan_of(), tmp_path / "runs", executor=none_made)
-    assert times(tmp_path / "runs") == before
+    before = list_write_times(tmp_path / "runs")
+    again, tracker = run(plan_of(), tmp_path / "runs", executor=refuse_to_execute)
+    assert list_write_times(tmp_path / "runs") == before
     assert not tracker.asked and tracker.status is None
     assert again.executed == 0 and again.waiting is None
     assert again.results == first.results and list(again.report) == list(first.report)
@@ -118,9 +118,9 @@ def test_a_damaged_report_is_written_again(plan_of: PlanOf, tmp_path: Path) -> N
             file.write_bytes(damage)
         run(plan_of(), workdir)
         assert file.read_bytes() == whole, name
-        before = times(workdir)
+        before = list_write_times(workdir)
         run(plan_of(), workdir)
-        assert times(workdir) == before
+        assert list_write_times(workdir) == before
 
 
 def test_a_damaged_note_of_the_report_is_not_believed(plan_of: PlanOf, tmp_path: Path) -> None:
@@ -157,17 +157,16 @@ CHANGED = {
 def test_what_changes_a_report_changes_its_hash(plan_of: PlanOf, tmp_path: Path) -> None:
     workdir = tmp_path / "runs"
     run(plan_of(), workdir)
-    seen = {"as it was": inputs(plan_of(), workdir)}
-    assert inputs(plan_of(), workdir) == seen["as it was"]
+    seen = {"as it was": hash_report_inputs(plan_of(), workdir)}
+    assert hash_report_inputs(plan_of(), workdir) == seen["as it was"]
     for what, text in CHANGED.items():
-        seen[what] = inputs(plan_of(text), workdir)
+        seen[what] = hash_report_inputs(plan_of(text), workdir)
     assert len(set(seen.values())) == len(seen), seen
 
 
 def test_every_shipped_study_has_a_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "chip_core.evaluation.benchmarks.lmms_eval.read_version", lambda: "0"
-    )  # its own process
+    # The version is asked of a process of its own.
+    monkeypatch.setattr("chip_core.evaluation.benchmarks.lmms_eval.read_version", lambda: "0")
     seen = set()
     files = sorted((Path(__file__).parents[2] / "ablations").glob("*.yaml"))
     for file in files:
@@ -181,10 +180,10 @@ def test_what_lies_beside_changes_it(plan_of: PlanOf, tmp_path: Path) -> None:
     workdir = tmp_path / "runs"
     plan = plan_of()
     run(plan, workdir)
-    folder, seen = report_folder(workdir, "small"), [inputs(plan, workdir)]
+    folder, seen = report_folder(workdir, "small"), [hash_report_inputs(plan, workdir)]
 
     def changed() -> None:
-        seen.append(inputs(plan, workdir))
+        seen.append(hash_report_inputs(plan, workdir))
         assert seen[-1] not in seen[:-1]
 
     write_checksummed(folder / "representation.json", {"rows": []})
@@ -221,13 +220,13 @@ def test_another_version_makes_it_anew(
 ) -> None:
     workdir = tmp_path / "runs"
     run(plan_of(), workdir)
-    before = inputs(plan_of(), workdir)
+    before = hash_report_inputs(plan_of(), workdir)
     page = report_folder(workdir, "small") / "report.html"
     written = page.stat().st_mtime_ns
     monkeypatch.setattr("orchestrator.__version__", "99.0")
     cached.hash_code.cache_clear()
     try:
-        assert inputs(plan_of(), workdir) != before
+        assert hash_report_inputs(plan_of(), workdir) != before
         run(plan_of(), workdir)
         assert page.stat().st_mtime_ns > written
     finally:
@@ -300,7 +299,7 @@ def test_commands_import_what_they_use(
         console=Console(quiet=True),
         shown_record=StoreRecord(workdir, "small", None),
     )
-    before = times(workdir)
+    before = list_write_times(workdir)
     script = (
         "import sys\n"
         "from orchestrator.cli import main\n"
@@ -323,7 +322,7 @@ def test_commands_import_what_they_use(
     assert "nothing to run: everything is done already" in done.stdout
     assert f"report: {workdir}/studies/small/report/report.html" in done.stdout
     assert "all tracked" in done.stdout and "arms side by side" in done.stdout
-    assert times(workdir) == before
+    assert list_write_times(workdir) == before
     (workdir / "mlflow.db").unlink()
     done = subprocess.run(
         [sys.executable, "-c", script, "run", str(study), "--workdir", str(workdir)],

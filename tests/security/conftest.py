@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import told
+from . import refusals
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print the counts by kind."""
-    if told.COUNTS:
-        kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(told.COUNTS.items()))
+    if refusals.COUNTS:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(refusals.COUNTS.items()))
         terminalreporter.write_line(
-            f"malformed inputs refused by one line each: {sum(told.COUNTS.values())} ({kinds})"
+            f"malformed inputs refused by one line each: {sum(refusals.COUNTS.values())} ({kinds})"
         )

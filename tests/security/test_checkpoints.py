@@ -24,13 +24,13 @@ from chip_core.trained import read_trained
 from chip_core.training import checkpoint as checkpoints
 from chip_core.utils.errors import TrialError
 
-from . import told
+from . import refusals
 
 KIND = "checkpoints"
 STUDY = "study: small\nrecipe: own.yaml\nfactors: {vision_encoder: [frozen, trained]}\n"
 
 
-class Evil:
+class MaliciousPickle:
     """Runs a command where it is unpickled."""
 
     def __reduce__(self) -> Any:
@@ -39,18 +39,18 @@ class Evil:
         return os.system, ("touch pwned",)
 
 
-def config_of(**changes: Any) -> bytes:
+def make_config_json(**changes: Any) -> bytes:
     held = json.loads((MODEL_FOLDER / "config.json").read_text())
     return json.dumps({**held, **changes}).encode()
 
 
-def tensors(header: Any, body: bytes = b"", length: int | None = None) -> bytes:
+def make_safetensors(header: Any, body: bytes = b"", length: int | None = None) -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + body
 
 
-def one(**changes: Any) -> bytes:
-    return tensors(
+def make_one_tensor(**changes: Any) -> bytes:
+    return make_safetensors(
         {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **changes}}, b"1234"
     )
 
@@ -66,9 +66,9 @@ FOLDERS: dict[str, dict[str, bytes | None]] = {
     "no family": {"config.json": b"{}"},
     "a family of lists": {"config.json": b'{"model_type": ["llava"]}'},
     "a family that climbs": {"config.json": b'{"model_type": "../../x"}'},
-    "an unknown family": {"config.json": config_of(model_type="gpt2")},
+    "an unknown family": {"config.json": make_config_json(model_type="gpt2")},
     "code of its own": {
-        "config.json": config_of(
+        "config.json": make_config_json(
             model_type="evil", auto_map={"AutoModelForImageTextToText": "evil.Model"}
         ),
         "evil.py": b"open('pwned', 'w')",
@@ -77,19 +77,19 @@ FOLDERS: dict[str, dict[str, bytes | None]] = {
     "no weights": {"model.safetensors": None},
     "a pickle for weights": {
         "model.safetensors": None,
-        "pytorch_model.bin": pickle.dumps(Evil()),
+        "pytorch_model.bin": pickle.dumps(MaliciousPickle()),
     },
-    "a pickle by another name": {"model.safetensors": pickle.dumps(Evil())},
+    "a pickle by another name": {"model.safetensors": pickle.dumps(MaliciousPickle())},
     "empty weights": {"model.safetensors": b""},
-    "a header too long": {"model.safetensors": tensors({}, length=2**63)},
-    "a header cut short": {"model.safetensors": tensors({}, length=100)},
-    "a header of text": {"model.safetensors": tensors(b"hello")},
-    "a header too deep": {"model.safetensors": tensors(b"[" * 50_000)},
-    "weights beyond the end": {"model.safetensors": one(data_offsets=[0, 2**40])},
-    "weights before the start": {"model.safetensors": one(data_offsets=[-4, 0])},
-    "weights the wrong way round": {"model.safetensors": one(data_offsets=[4, 0])},
-    "weights of 2^62 numbers": {"model.safetensors": one(shape=[2**31, 2**31])},
-    "weights of an unknown kind": {"model.safetensors": one(dtype="PICKLE")},
+    "a header too long": {"model.safetensors": make_safetensors({}, length=2**63)},
+    "a header cut short": {"model.safetensors": make_safetensors({}, length=100)},
+    "a header of text": {"model.safetensors": make_safetensors(b"hello")},
+    "a header too deep": {"model.safetensors": make_safetensors(b"[" * 50_000)},
+    "weights beyond the end": {"model.safetensors": make_one_tensor(data_offsets=[0, 2**40])},
+    "weights before the start": {"model.safetensors": make_one_tensor(data_offsets=[-4, 0])},
+    "weights the wrong way round": {"model.safetensors": make_one_tensor(data_offsets=[4, 0])},
+    "weights of 2^62 numbers": {"model.safetensors": make_one_tensor(shape=[2**31, 2**31])},
+    "weights of an unknown kind": {"model.safetensors": make_one_tensor(dtype="PICKLE")},
     "an index that climbs": {
         "model.safetensors.index.json": b'{"weight_map": {"a": "../../../etc/passwd"}}'
     },
@@ -100,7 +100,7 @@ FOLDERS: dict[str, dict[str, bytes | None]] = {
 }
 
 
-def model_folder(folder: Path, changed: dict[str, bytes | None]) -> Path:
+def write_model(folder: Path, changed: dict[str, bytes | None]) -> Path:
     shutil.copytree(MODEL_FOLDER, folder)
     for name, content in changed.items():
         (folder / name).unlink(missing_ok=True)
@@ -111,18 +111,22 @@ def model_folder(folder: Path, changed: dict[str, bytes | None]) -> Path:
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_models_by_hand(tmp_path: Path, name: str) -> None:
-    folder = model_folder(tmp_path / "model", FOLDERS[name])
+    folder = write_model(tmp_path / "model", FOLDERS[name])
     (tmp_path / "own.yaml").write_text(f"model: {folder}\n")
     (tmp_path / "study.yaml").write_text(STUDY)
     where = str(tmp_path / "runs")
-    told.exits(KIND, tmp_path, "plan", str(tmp_path / "study.yaml"), "--workdir", where)
-    told.refused("trials FAILED", lambda: loading.load(ModelConfig(path=str(folder))), TrialError)
+    refusals.expect_program_refusal(
+        KIND, tmp_path, "plan", str(tmp_path / "study.yaml"), "--workdir", where
+    )
+    refusals.expect_refusal(
+        "trials FAILED", lambda: loading.load(ModelConfig(path=str(folder))), TrialError
+    )
     assert not Path("pwned").exists()
 
 
 #: What only loading sees.
 PARTS: dict[str, dict[str, bytes | None]] = {
-    "weights of another model": {"model.safetensors": one()},
+    "weights of another model": {"model.safetensors": make_one_tensor()},
     "no tokenizer": {"tokenizer.json": None, "tokenizer_config.json": None},
     "no chat template": {"chat_template.jinja": None},
 }
@@ -130,15 +134,15 @@ PARTS: dict[str, dict[str, bytes | None]] = {
 
 @pytest.mark.parametrize("name", PARTS)
 def test_models_that_only_loading_sees(tmp_path: Path, name: str) -> None:
-    folder = model_folder(tmp_path / "model", PARTS[name])
-    told.refused(KIND, lambda: loading.load(ModelConfig(path=str(folder))), TrialError)
+    folder = write_model(tmp_path / "model", PARTS[name])
+    refusals.expect_refusal(KIND, lambda: loading.load(ModelConfig(path=str(folder))), TrialError)
 
 
 def test_an_adapter_of_pickled_weights(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(MaliciousPickle()))
     act = lambda: loading.load(ModelConfig(path="shapes"), trained=tmp_path)  # noqa: E731
-    told.refused("trials FAILED", act, TrialError)
+    refusals.expect_refusal("trials FAILED", act, TrialError)
     assert not Path("pwned").exists()
 
 
@@ -154,9 +158,9 @@ def test_models_by_hypothesis(tmp_path: Path, data: st.DataObject) -> None:
     """A configuration or a header of weights, some of its bytes changed: told, or as good."""
     folder = tmp_path / "model"
     if not folder.exists():
-        model_folder(folder, {"model.safetensors": one()})
+        write_model(folder, {"model.safetensors": make_one_tensor()})
     name = data.draw(st.sampled_from(["config.json", "model.safetensors"]))
-    good = config_of() if name == "config.json" else one()
+    good = make_config_json() if name == "config.json" else make_one_tensor()
     content = bytearray(good)
     for _ in range(data.draw(st.integers(1, 5))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -164,7 +168,7 @@ def test_models_by_hypothesis(tmp_path: Path, data: st.DataObject) -> None:
     said = loading.find_model_problem(ModelConfig(path=str(folder)))
     (folder / name).write_bytes(good)
     if said is not None:
-        told.note(f"{KIND}, generated", said)
+        refusals.count_refusal(f"{KIND}, generated", said)
 
 
 @pytest.fixture
@@ -173,14 +177,14 @@ def config() -> TrialConfig:
 
 
 @pytest.fixture
-def left(tmp_path: Path, config: TrialConfig) -> Path:
+def interrupted_trial(tmp_path: Path, config: TrialConfig) -> Path:
     """A trial's folder with a checkpoint that is whole but for its state."""
     folder = tmp_path / "attempt"
     (folder / "checkpoints" / "step-00000002").mkdir(parents=True)
     return folder
 
 
-def manifest(folder: Path, config: TrialConfig, **changes: Any) -> None:
+def write_manifest(folder: Path, config: TrialConfig, **changes: Any) -> None:
     """Write the manifest that fits what lies in the checkpoint: whoever sends one can do that."""
     place = folder / "checkpoints" / "step-00000002"
     held = {
@@ -204,11 +208,11 @@ def restore(folder: Path, config: TrialConfig) -> checkpoints.ResumePoint:
 STATES: dict[str, Callable[[Path], object]] = {
     "nothing": lambda file: file.write_bytes(b""),
     "text": lambda file: file.write_bytes(b"hello"),
-    "a pickle that runs": lambda file: file.write_bytes(pickle.dumps(Evil())),
-    "a pickle of torch's that runs": lambda file: torch.save({"random": Evil()}, file),
+    "a pickle that runs": lambda file: file.write_bytes(pickle.dumps(MaliciousPickle())),
+    "a pickle of torch's that runs": lambda file: torch.save({"random": MaliciousPickle()}, file),
     "a pickle of an object": lambda file: torch.save({"random": Path("x")}, file),
     "an old pickle that runs": lambda file: torch.save(
-        Evil(), file, _use_new_zipfile_serialization=False
+        MaliciousPickle(), file, _use_new_zipfile_serialization=False
     ),
     "a cut archive": lambda file: (
         torch.save({"a": torch.zeros(9)}, file),
@@ -219,22 +223,26 @@ STATES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_states_by_hand(left: Path, config: TrialConfig, name: str) -> None:
+def test_states_by_hand(interrupted_trial: Path, config: TrialConfig, name: str) -> None:
     """The manifest says that all is whole; the training begins anew and says why."""
-    STATES[name](left / "checkpoints" / "step-00000002" / "state.pt")
-    manifest(left, config)
-    resumed = restore(left, config)
+    STATES[name](interrupted_trial / "checkpoints" / "step-00000002" / "state.pt")
+    write_manifest(interrupted_trial, config)
+    resumed = restore(interrupted_trial, config)
     assert resumed.step == 0
     assert "is not used: state.pt" in resumed.notes[0]
-    told.note(KIND, resumed.notes[0])
+    refusals.count_refusal(KIND, resumed.notes[0])
     assert not Path("pwned").exists()
 
 
-def test_a_state_that_lacks_its_parts_ends_the_trial(left: Path, config: TrialConfig) -> None:
-    torch.save({"a": 1}, left / "checkpoints" / "step-00000002" / "state.pt")
-    manifest(left, config)
-    act = lambda: restore(left, config)  # noqa: E731
-    assert "is complete but cannot be used" in told.refused("trials FAILED", act, TrialError)
+def test_a_state_that_lacks_its_parts_ends_the_trial(
+    interrupted_trial: Path, config: TrialConfig
+) -> None:
+    torch.save({"a": 1}, interrupted_trial / "checkpoints" / "step-00000002" / "state.pt")
+    write_manifest(interrupted_trial, config)
+    act = lambda: restore(interrupted_trial, config)  # noqa: E731
+    assert "is complete but cannot be used" in refusals.expect_refusal(
+        "trials FAILED", act, TrialError
+    )
 
 
 MANIFESTS: dict[str, bytes | dict[str, Any]] = {
@@ -258,18 +266,18 @@ MANIFESTS: dict[str, bytes | dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_manifests_by_hand(left: Path, config: TrialConfig, name: str) -> None:
-    (left / "secret").write_bytes(b"secret")
-    place = left / "checkpoints" / "step-00000002"
+def test_manifests_by_hand(interrupted_trial: Path, config: TrialConfig, name: str) -> None:
+    (interrupted_trial / "secret").write_bytes(b"secret")
+    place = interrupted_trial / "checkpoints" / "step-00000002"
     (place / "state.pt").write_bytes(b"hello")
     changed = MANIFESTS[name]
     if isinstance(changed, bytes):
         (place / "manifest.json").write_bytes(changed)
     else:
-        manifest(left, config, **changed)
-    resumed = restore(left, config)
+        write_manifest(interrupted_trial, config, **changed)
+    resumed = restore(interrupted_trial, config)
     assert resumed.step == 0
-    told.note(KIND, resumed.notes[0])
+    refusals.count_refusal(KIND, resumed.notes[0])
 
 
 @pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, '{"steps": 1}', '{"more": 1}', "{"])

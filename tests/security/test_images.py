@@ -22,17 +22,13 @@ from chip_core.utils.errors import TrialError, UserError
 from orchestrator.report.figures.gallery import read_images
 
 from ..chip_core.data import files
-from . import told
+from ..chip_core.data.pictures import chunk
+from . import refusals
 
 KIND = "images"
 READER = ImageReader(None)
 #: 80 MiB of zeros.
 LONG = zlib.compress(bytes(80 * 2**20), level=1)
-
-
-def chunk(name: bytes, body: bytes) -> bytes:
-    checksum = struct.pack(">I", zlib.crc32(name + body))
-    return struct.pack(">I", len(body)) + name + body + checksum
 
 
 def png(width: int, height: int, *more: bytes, depth: int = 8, colour: int = 2) -> bytes:
@@ -67,7 +63,7 @@ IMAGES: dict[str, bytes] = {
     "nothing": b"",
     "a letter": b"x",
     "text": b"hello, world",
-    "a PNG bomb": files.huge_header(),
+    "a PNG bomb": files.make_huge_png(),
     "a PNG of 2^31 columns": png(2**31 - 1, 2**31 - 1),
     "a PNG without a column": png(0, 5),
     "a PNG of no depth": png(5, 5, chunk(b"IDAT", b""), depth=3),
@@ -93,20 +89,20 @@ IMAGES: dict[str, bytes] = {
     "a pickle": b"cos\nsystem\n(S'touch pwned'\ntR.",
     "a zip": b"PK\x03\x04" + b"\0" * 26,
     "an icon": b"\0\0\1\0\1\0\0\0\0\0\1\0\x20\0\0\0\0\0\x16\0\0\0",
-    "a cut JPEG": files.picture(size=(64, 64))[:-40],
-    "a JPEG's head": files.picture()[:20],
-    "a cut PNG": files.picture("PNG", (64, 64))[:-40],
-    "a cut WebP": files.picture("WEBP", (64, 64))[:-10],
-    "a cut GIF": files.picture("GIF", (64, 64))[:30],
-    "a cut TIFF": files.picture("TIFF", (64, 64))[:100],
-    "a cut BMP": files.picture("BMP", (64, 64))[:100],
+    "a cut JPEG": files.make_image_bytes(size=(64, 64))[:-40],
+    "a JPEG's head": files.make_image_bytes()[:20],
+    "a cut PNG": files.make_image_bytes("PNG", (64, 64))[:-40],
+    "a cut WebP": files.make_image_bytes("WEBP", (64, 64))[:-10],
+    "a cut GIF": files.make_image_bytes("GIF", (64, 64))[:30],
+    "a cut TIFF": files.make_image_bytes("TIFF", (64, 64))[:100],
+    "a cut BMP": files.make_image_bytes("BMP", (64, 64))[:100],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_by_hand(name: str) -> None:
     ref = ImageRef(data=IMAGES[name])
-    told.refused(KIND, lambda: READER.read(ref), RowError)
+    refusals.expect_refusal(KIND, lambda: READER.read(ref), RowError)
     with pytest.raises(RowError):
         READER.size(ref)
     assert not Path("pwned").exists()
@@ -114,10 +110,10 @@ def test_by_hand(name: str) -> None:
 
 def test_a_picture_of_too_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_files, "MAX_BYTES", 100)
-    content = files.picture("BMP")  # 12 · 8 · 3 bytes and a header
+    content = files.make_image_bytes("BMP")  # 12 · 8 · 3 bytes and a header
     (tmp_path / "a.bmp").write_bytes(content)
-    told.refused(KIND, lambda: open_image(content), RowError)
-    told.refused(KIND, lambda: open_image(tmp_path / "a.bmp"), RowError)
+    refusals.expect_refusal(KIND, lambda: open_image(content), RowError)
+    refusals.expect_refusal(KIND, lambda: open_image(tmp_path / "a.bmp"), RowError)
 
 
 def test_a_film_is_its_first_frame() -> None:
@@ -137,28 +133,28 @@ def test_a_film_is_its_first_frame() -> None:
 )
 def test_by_hypothesis(kind: str, places: list[tuple[float, int]], keep: float) -> None:
     """Whatever was changed of an image, it is read as RGB or told."""
-    whole = bytearray(files.picture(kind, (40, 30)))
+    whole = bytearray(files.make_image_bytes(kind, (40, 30)))
     for share, value in places:
         whole[int(share * len(whole))] = value
     ref = ImageRef(data=bytes(whole[: max(1, int(keep * len(whole)))]))
     try:
         assert READER.read(ref).mode == "RGB"
     except RowError as error:
-        told.note(f"{KIND}, generated", str(error))
+        refusals.count_refusal(f"{KIND}, generated", str(error))
 
 
-def described(folder: Path, name: str) -> object:
+def read_described_image(folder: Path, name: str) -> object:
     (folder / "set.jsonl").write_text(
         f'{{"image": "{name}", "true": "a", "hallucinated": "b"}}\n' * 2
     )
     return [item.image() for item in read_described_images(str(folder / "set.jsonl"), 2)]
 
 
-def of_a_benchmark(folder: Path, name: str) -> object:
+def read_benchmark_image(folder: Path, name: str) -> object:
     return Pictures([folder]).file(name).read()
 
 
-@pytest.mark.parametrize("read", [described, of_a_benchmark])
+@pytest.mark.parametrize("read", [read_described_image, read_benchmark_image])
 @pytest.mark.parametrize(
     "name", ["../secret.jpg", "link.jpg", "/etc/hostname", "bomb.png", "script.svg", "gone.jpg"]
 )
@@ -167,19 +163,21 @@ def test_pictures_of_other_files(
 ) -> None:
     folder = tmp_path / "d"
     folder.mkdir()
-    (tmp_path / "secret.jpg").write_bytes(files.picture())
+    (tmp_path / "secret.jpg").write_bytes(files.make_image_bytes())
     (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
-    (folder / "bomb.png").write_bytes(files.huge_header())
+    (folder / "bomb.png").write_bytes(files.make_huge_png())
     (folder / "script.svg").write_bytes(IMAGES["an SVG"])
-    told.refused(KIND, lambda: read(folder, name), UserError, TrialError)
+    refusals.expect_refusal(KIND, lambda: read(folder, name), UserError, TrialError)
 
 
-@pytest.mark.parametrize("data", [b"", b"x", files.huge_header(), "no base64!", "aGVsbG8="])
+@pytest.mark.parametrize("data", [b"", b"x", files.make_huge_png(), "no base64!", "aGVsbG8="])
 def test_pictures_within_a_benchmark_s_file(data: bytes | str) -> None:
-    told.refused(KIND, lambda: embedded_picture("a picture", lambda: data).read(), TrialError)
+    refusals.expect_refusal(
+        KIND, lambda: embedded_picture("a picture", lambda: data).read(), TrialError
+    )
 
 
 @pytest.mark.parametrize("name", ["a PNG bomb", "text", "a cut JPEG", "a PostScript"])
 def test_pictures_of_the_gallery(tmp_path: Path, name: str) -> None:
     (tmp_path / "a.png").write_bytes(IMAGES[name])
-    told.refused(KIND, lambda: read_images([tmp_path / "a.png"]), UserError)
+    refusals.expect_refusal(KIND, lambda: read_images([tmp_path / "a.png"]), UserError)

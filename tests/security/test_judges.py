@@ -26,8 +26,8 @@ from chip_core.evaluation.text import reply_ratings
 from chip_core.utils.errors import TrialError, UserError
 from orchestrator.human_eval.replies import REPLIES_FORMAT, find_sheet_key, read_replies
 
-from ..chip_core.evaluation.judge.server import BatchEndpoints, Handler, serving
-from . import told
+from ..chip_core.evaluation.judge.server import BatchEndpoints, Handler, run_judge_server
+from . import refusals
 
 KIND = "judge replies"
 GOOD = {
@@ -42,7 +42,7 @@ GOOD = {
 }
 
 
-def answering(content: Any) -> dict[str, Any]:
+def make_completion(content: Any) -> dict[str, Any]:
     message = {"role": "assistant", "content": content}
     return {**GOOD, "choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
 
@@ -63,16 +63,16 @@ BODIES: dict[str, Any] = {
     "choices of text": {**GOOD, "choices": "abc"},
     "no message": {**GOOD, "choices": [{"index": 0}]},
     "a message of text": {**GOOD, "choices": [{"message": "hi"}]},
-    "a content of numbers": answering(5),
-    "a content of lists": answering(["a"]),
-    "a content of objects": answering({"a": 1}),
-    "a content too long": answering("x" * (endpoints.MAX_REPLY_LENGTH + 1)),
+    "a content of numbers": make_completion(5),
+    "a content of lists": make_completion(["a"]),
+    "a content of objects": make_completion({"a": 1}),
+    "a content too long": make_completion("x" * (endpoints.MAX_REPLY_LENGTH + 1)),
     "deep": b"[" * 100_000,
     "5,000 digits": b'{"choices": ' + b"9" * 5000 + b"}",
 }
 
 
-def asked(cache: Path, url: str, **changes: Any) -> list[str | None]:
+def ask_judge(cache: Path, url: str, **changes: Any) -> list[str | None]:
     settings_ = JudgeConfig(
         model="j", base_url=url, api_key_env=None, retries=0, timeout=10, concurrency=1, **changes
     )
@@ -89,8 +89,8 @@ def test_bodies_by_hand(tmp_path: Path, name: str) -> None:
     def answer(handler: Handler, number: int, body: dict[str, Any]) -> None:
         handler.send(BODIES[name])
 
-    with serving(answer) as server:
-        said = told.refused(KIND, lambda: asked(tmp_path, server.url), TrialError)
+    with run_judge_server(answer) as server:
+        said = refusals.expect_refusal(KIND, lambda: ask_judge(tmp_path, server.url), TrialError)
     assert "no call was answered" in said
     assert not (tmp_path / "replies.jsonl").exists()
 
@@ -109,23 +109,23 @@ def test_bodies_of_batches(tmp_path: Path, name: str, place: str) -> None:
         else:
             BatchEndpoints.get(handler.server.batches, handler)
 
-    with serving(lambda handler, number, asked_: None) as server:
+    with run_judge_server(lambda handler, number, asked_: None) as server:
         server.batches.row = lambda number, asked_: (200, text)
         server.batches.get = spoilt  # type: ignore[method-assign]
-        said = told.refused(
-            KIND, lambda: asked(tmp_path, server.url, mode="batch", poll=0.02), TrialError
+        said = refusals.expect_refusal(
+            KIND, lambda: ask_judge(tmp_path, server.url, mode="batch", poll=0.02), TrialError
         )
     assert "no call was answered" in said or "no batch" in said
     assert not (tmp_path / "replies.jsonl").exists()
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 418, 500, 503])
-def test_statuses(tmp_path: Path, status: int) -> None:
+def test_an_error_status_is_refused_in_one_line(tmp_path: Path, status: int) -> None:
     def answer(handler: Handler, number: int, body: dict[str, Any]) -> None:
         handler.send({"error": "\x1b[31m" * 50}, status, {"Location": "file:///etc/passwd"})
 
-    with serving(answer) as server:
-        told.refused(KIND, lambda: asked(tmp_path, server.url), TrialError)
+    with run_judge_server(answer) as server:
+        refusals.expect_refusal(KIND, lambda: ask_judge(tmp_path, server.url), TrialError)
 
 
 @pytest.mark.parametrize(
@@ -143,10 +143,10 @@ def test_statuses(tmp_path: Path, status: int) -> None:
 )
 def test_what_stands_beside_a_reply_is_bounded(tmp_path: Path, changes: dict[str, Any]) -> None:
     def answer(handler: Handler, number: int, body: dict[str, Any]) -> None:
-        handler.send({**answering("half \ud800 a pair"), **changes})
+        handler.send({**make_completion("half \ud800 a pair"), **changes})
 
-    with serving(answer) as server:
-        assert asked(tmp_path, server.url) == ["half ? a pair"]
+    with run_judge_server(answer) as server:
+        assert ask_judge(tmp_path, server.url) == ["half ? a pair"]
     (kept,) = read_objects(tmp_path / "replies.jsonl")
     assert kept["tokens"] == 0 or "usage" not in changes
     assert len(kept["returned"]) <= 200
@@ -172,7 +172,7 @@ def test_readers_take_any_text(reply: str) -> None:
     try:
         objhal_judge.read_reply(reply)
     except objhal_judge.UnreadableReplyError as error:
-        told.note(f"{KIND}, generated", str(error))
+        refusals.count_refusal(f"{KIND}, generated", str(error))
     assert len(llava_bench.parse_as_script(reply)) == 2
     pair = reply_ratings.read_pair(reply)
     assert pair is None or all(math.isfinite(rating) for rating in pair)
@@ -197,21 +197,25 @@ ROWS: dict[str, bytes] = {
 def test_files_of_replies_and_answers(tmp_path: Path, name: str) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(ROWS[name])
-    told.refused(KIND, lambda: ReplayJudge.from_file(file), UserError)
-    told.refused("answers", lambda: read_objects(file), UserError)
-    told.exits("answers", tmp_path, "score", "pope", str(file), "--data", str(tmp_path))
+    refusals.expect_refusal(KIND, lambda: ReplayJudge.from_file(file), UserError)
+    refusals.expect_refusal("answers", lambda: read_objects(file), UserError)
+    refusals.expect_program_refusal(
+        "answers", tmp_path, "score", "pope", str(file), "--data", str(tmp_path)
+    )
     assert not Path("pwned").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"[" * 100_000, b"\xff", b"{", b"9" * 5000])
 def test_benchmarks_own_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "annotations.json").write_bytes(content)
-    told.refused("benchmarks' files", lambda: read_json(tmp_path / "annotations.json"), UserError)
+    refusals.expect_refusal(
+        "benchmarks' files", lambda: read_json(tmp_path / "annotations.json"), UserError
+    )
 
 
 @pytest.mark.parametrize("options", ["[" * 100_000, "__import__('os').system('touch pwned')", "{"])
 def test_options_that_are_written_as_python(options: str) -> None:
-    told.refused("benchmarks' files", lambda: parse_options(options), UserError)
+    refusals.expect_refusal("benchmarks' files", lambda: parse_options(options), UserError)
     assert not Path("pwned").exists()
 
 
@@ -241,11 +245,13 @@ def test_sheets_of_people(tmp_path: Path, name: str) -> None:
     changed = SHEETS[name]
     text = changed if isinstance(changed, bytes) else json.dumps({**SHEET, **changed}).encode()
     (tmp_path / "sheet.json").write_bytes(text)
-    told.refused("sheets", lambda: read_replies([tmp_path / "sheet.json"]), UserError)
+    refusals.expect_refusal("sheets", lambda: read_replies([tmp_path / "sheet.json"]), UserError)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, "{}", '{"export": "abc"}'])
 def test_keys_of_sheets(tmp_path: Path, text: str) -> None:
     (tmp_path / "abc.json").write_text(text)
     files = [tmp_path / "sheet.json"]
-    told.refused("sheets", lambda: find_sheet_key(tmp_path, None, "abc", files), UserError)
+    refusals.expect_refusal(
+        "sheets", lambda: find_sheet_key(tmp_path, None, "abc", files), UserError
+    )

@@ -16,8 +16,8 @@ from chip_core.config.trial import TrialConfig
 from chip_core.config.validation import parse_trial_config
 from chip_core.utils.errors import ConfigError
 
-from . import told
-from .test_study_files import bomb, hostile
+from . import refusals
+from .test_study_files import hostile, make_bomb
 
 KIND = "recipes"
 STUDY = "study: small\nrecipe: own.yaml\nfactors: {vision_encoder: [frozen, trained]}\n"
@@ -25,7 +25,7 @@ RECIPES: dict[str, str] = {
     "empty": "",
     "a list": "- model: shapes",
     "no model": "seed: 1",
-    "a bomb": bomb(8),
+    "a bomb": make_bomb(8),
     "deep": "model: " + "[" * 500 + "]" * 500,
     "an object": "model: !!python/object/apply:os.system ['touch pwned']",
     "an unknown key": "model: shapes\nmodell: shapes",
@@ -73,7 +73,7 @@ RECIPES: dict[str, str] = {
 def test_by_hand(tmp_path: Path, name: str) -> None:
     (tmp_path / "own.yaml").write_text(RECIPES[name])
     (tmp_path / "study.yaml").write_text(STUDY)
-    told.exits(
+    refusals.expect_program_refusal(
         KIND, tmp_path, "plan", str(tmp_path / "study.yaml"), "--workdir", str(tmp_path / "runs")
     )
     assert not Path("pwned").exists()
@@ -99,18 +99,18 @@ def test_by_hand(tmp_path: Path, name: str) -> None:
 def test_changes_of_the_command_line(tmp_path: Path, change: str) -> None:
     (tmp_path / "study.yaml").write_text(STUDY.replace("own.yaml", "shapes"))
     where = str(tmp_path / "runs")
-    told.exits(
+    refusals.expect_program_refusal(
         KIND, tmp_path, "plan", str(tmp_path / "study.yaml"), "--set", change, "--workdir", where
     )
 
 
-def leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+def list_leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """Return the path of each value of a tree, sections included."""
     found = []
     for key, value in tree.items():
         found.append((*path, key))
         if isinstance(value, dict):
-            found += leaves(value, (*path, key))
+            found += list_leaves(value, (*path, key))
     return found
 
 
@@ -118,7 +118,7 @@ WHOLE = TrialConfig.model_validate({"model": "shapes"}).model_dump(mode="json")
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
-@given(path=st.sampled_from(leaves(WHOLE)), value=hostile)
+@given(path=st.sampled_from(list_leaves(WHOLE)), value=hostile)
 def test_by_hypothesis(path: tuple[str, ...], value: Any) -> None:
     """Every value of a whole recipe is replaced by one that is none."""
     tree = copy.deepcopy(WHOLE)
@@ -131,4 +131,4 @@ def test_by_hypothesis(path: tuple[str, ...], value: Any) -> None:
         parse_trial_config(read, "own.yaml")
     except ConfigError as error:
         assert all(line.startswith("own.yaml") for line in error.problems)
-        told.note(f"{KIND}, generated", error.problems[0])
+        refusals.count_refusal(f"{KIND}, generated", error.problems[0])

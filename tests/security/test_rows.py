@@ -28,28 +28,28 @@ from orchestrator.study.load import load_study
 
 from ..chip_core.data import files
 from ..orchestrator.fakes import FakeTracker
-from . import told
+from . import refusals
 
 KIND = "rows"
 
 
-def image(data: bytes | None = None, path: str | None = None) -> dict[str, Any]:
+def make_image_columns(data: bytes | None = None, path: str | None = None) -> dict[str, Any]:
     return {"image": {"bytes": data, "path": path}, "image_path": None}
 
 
 IN_PARQUET: dict[str, dict[str, Any]] = {
-    "no image": image(),
-    "no bytes": image(b""),
-    "no picture": image(b"what?"),
-    "a bomb": image(files.huge_header()),
-    "an absolute path": image(path="/etc/hostname"),
-    "a path that climbs": image(path="../secret.jpg"),
-    "a path that climbs from within": image(path="images/../../secret.jpg"),
-    "a path of a null byte": image(path="a\0.jpg"),
-    "a path no file can have": image(path="x" * 10_000),
-    "a path from afar": image(path="https://example.org/a.jpg"),
-    "a file's address": image(path="file:///etc/hostname"),
-    "a device": image(path="/dev/zero"),
+    "no image": make_image_columns(),
+    "no bytes": make_image_columns(b""),
+    "no picture": make_image_columns(b"what?"),
+    "a bomb": make_image_columns(files.make_huge_png()),
+    "an absolute path": make_image_columns(path="/etc/hostname"),
+    "a path that climbs": make_image_columns(path="../secret.jpg"),
+    "a path that climbs from within": make_image_columns(path="images/../../secret.jpg"),
+    "a path of a null byte": make_image_columns(path="a\0.jpg"),
+    "a path no file can have": make_image_columns(path="x" * 10_000),
+    "a path from afar": make_image_columns(path="https://example.org/a.jpg"),
+    "a file's address": make_image_columns(path="file:///etc/hostname"),
+    "a device": make_image_columns(path="/dev/zero"),
     "text that is not JSON": {"text": "{"},
     "text too deep": {"text": "[" * 100_000},
     "text too deep and closed": {"text": '{"question": ' * 5000 + "1" + "}" * 5000},
@@ -89,31 +89,37 @@ IN_LINES: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", IN_PARQUET)
 def test_of_parquet_by_hand(tmp_path: Path, name: str) -> None:
-    (tmp_path / "secret.jpg").write_bytes(files.picture())
-    rows = [files.rlhf_v(0), files.rlhf_v(1, **IN_PARQUET[name]), files.rlhf_v(2)]
+    (tmp_path / "secret.jpg").write_bytes(files.make_image_bytes())
+    rows = [
+        files.make_rlhf_v_row(0),
+        files.make_rlhf_v_row(1, **IN_PARQUET[name]),
+        files.make_rlhf_v_row(2),
+    ]
     path = files.write_parquet(tmp_path / "d" / "a.parquet", rows)
-    _refused(path)
+    _expect_bad_row(path)
 
 
 @pytest.mark.parametrize("name", IN_LINES)
 def test_of_json_lines_by_hand(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "d"
     files.write_images(folder, 3)
-    (tmp_path / "secret.jpg").write_bytes(files.picture())
+    (tmp_path / "secret.jpg").write_bytes(files.make_image_bytes())
     (folder / "images" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     (folder / "images" / "out").symlink_to(tmp_path)
     (folder / "images" / "loop.jpg").symlink_to("loop.jpg")
     given_row = IN_LINES[name]
-    row = given_row if isinstance(given_row, bytes) else files.line(1, **given_row)
-    _refused(files.write_lines(folder / "a.jsonl", [files.line(0), row, files.line(2)]))
+    row = given_row if isinstance(given_row, bytes) else files.make_path_row(1, **given_row)
+    _expect_bad_row(
+        files.write_lines(folder / "a.jsonl", [files.make_path_row(0), row, files.make_path_row(2)])
+    )
 
 
-def _refused(path: Path) -> None:
-    """The one bad row is named, and left out where that is asked for."""
+def _expect_bad_row(path: Path) -> None:
+    """Expect that the one bad row is named, and left out where that is asked for."""
     data = DataConfig(source=str(path))
     (bad,) = [row for row in check_rows(open_source(data)) if isinstance(row, BadRow)]
     assert str(bad).startswith(str(path))
-    said = told.refused(KIND, lambda: load_pairs(data), TrialError)
+    said = refusals.expect_refusal(KIND, lambda: load_pairs(data), TrialError)
     assert "1 of 3 rows are bad" in said
     left = load_pairs(DataConfig(source=str(path), on_bad_row="skip"))
     assert (len(left), len(left.skipped)) == (2, 1)
@@ -141,7 +147,7 @@ def test_a_file_that_is_no_data_set(tmp_path: Path, name: str) -> None:
         "study: small\nrecipe: own.yaml\nfactors: {vision_encoder: [frozen, trained]}\n"
     )
     (tmp_path / "own.yaml").write_text(f"model: shapes\ndata: {{source: {tmp_path / file}}}\n")
-    told.exits(
+    refusals.expect_program_refusal(
         KIND, tmp_path, "plan", str(tmp_path / "study.yaml"), "--workdir", str(tmp_path / "runs")
     )
     assert not Path("pwned").exists()
@@ -169,12 +175,12 @@ cell = st.one_of(
 def test_by_hypothesis(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     """Of any rows, each is either read or told."""
     files.write_images(tmp_path, 1)
-    path = files.write_lines(tmp_path / "a.jsonl", [files.line(0), *rows])
+    path = files.write_lines(tmp_path / "a.jsonl", [files.make_path_row(0), *rows])
     data = DataConfig(source=str(path), format="jsonl", on_bad_row="skip")
     pairs = load_pairs(data)
     assert len(pairs) + len(pairs.skipped) == len(rows) + 1
     for bad in pairs.skipped:
-        told.note(f"{KIND}, generated", bad.reason)
+        refusals.count_refusal(f"{KIND}, generated", bad.reason)
     for pair in pairs:
         assert pair.image.mode == "RGB"
 
@@ -190,7 +196,9 @@ def test_by_hypothesis(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
                        min_size=1, max_size=8), keep=st.floats(0.2, 1))  # fmt: skip
 def test_damaged_parquet(tmp_path: Path, places: list[tuple[float, int]], keep: float) -> None:
     path = tmp_path / "a.parquet"
-    parquet.write_table(pa.Table.from_pylist([files.rlhf_v(index) for index in range(3)]), path)
+    parquet.write_table(
+        pa.Table.from_pylist([files.make_rlhf_v_row(index) for index in range(3)]), path
+    )
     whole = bytearray(path.read_bytes())
     for share, value in places:
         whole[int(share * len(whole))] = value
@@ -198,14 +206,14 @@ def test_damaged_parquet(tmp_path: Path, places: list[tuple[float, int]], keep: 
     try:
         pairs = load_pairs(DataConfig(source=str(path), on_bad_row="skip"))
     except TrialError as error:
-        told.note(f"{KIND}, generated", str(error))
+        refusals.count_refusal(f"{KIND}, generated", str(error))
         return
     for bad in pairs.skipped:
-        told.note(f"{KIND}, generated", bad.reason)
+        refusals.count_refusal(f"{KIND}, generated", bad.reason)
 
 
 def run_on_a_bomb(folder: Path, tracker: FakeTracker) -> RunOutcome:
-    rows = [files.rlhf_v(0), files.rlhf_v(1, **IN_PARQUET["a bomb"])]
+    rows = [files.make_rlhf_v_row(0), files.make_rlhf_v_row(1, **IN_PARQUET["a bomb"])]
     path = files.write_parquet(folder / "a.parquet", rows)
     (folder / "own.yaml").write_text(
         f"model: shapes\ndata: {{source: {path}}}\nobjective: dpo\ntraining: {{max_steps: 1}}\n"
@@ -227,7 +235,7 @@ def test_a_study_on_bad_rows_is_not_begun(tmp_path: Path) -> None:
         run_on_a_bomb(tmp_path, FakeTracker())
     (reason,) = refused.value.problems
     assert "1 of 2 rows are bad" in reason and "more than 89478485 pixels" in reason
-    told.note("studies not begun", reason)
+    refusals.count_refusal("studies not begun", reason)
     assert not list(Ledger(tmp_path / "runs").items())
     assert not (tmp_path / "runs" / "trials").exists()
     assert not (tmp_path / "runs" / "studies").exists()
@@ -242,7 +250,7 @@ def test_a_trial_whose_rows_turned_bad_fails_with_the_reason_and_leaves_nothing(
     outcome = run_on_a_bomb(tmp_path, tracker)
     (reason,) = outcome.failed.values()
     assert "1 of 2 rows are bad" in reason and "more than 89478485 pixels" in reason
-    told.note("trials FAILED", reason)
+    refusals.count_refusal("trials FAILED", reason)
     (view,) = [view for view in tracker.ended if view.status == "FAILED"]
     assert view.reason == reason
     (record,) = [record for _, record in Ledger(runs).items() if record.failure]

@@ -14,13 +14,13 @@ from chip_core.utils.errors import UserError
 from orchestrator.tracking import address
 from orchestrator.tracking.client import MlflowStore
 
-from . import told
+from . import refusals
 
 SECRET = "s3cret-0123"
 
 
 @contextmanager
-def server(status: int, body: bytes) -> Iterator[str]:
+def run_status_server(status: int, body: bytes) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             self.send_response(status)
@@ -65,14 +65,14 @@ ANSWERS = {
 def test_a_tracking_server_that_says_anything(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     status, body = ANSWERS[name]
-    with server(status, body) as place:
+    with run_status_server(status, body) as place:
         store = MlflowStore(Path(), f"http://user:{SECRET}@{place}")
 
         def act() -> None:
             store.open("small")
             store.runs()
 
-        said = told.refused("tracking servers", act, UserError)
+        said = refusals.expect_refusal("tracking servers", act, UserError)
     assert SECRET not in said
 
 

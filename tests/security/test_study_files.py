@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chip_core.recipes.text import MAX_VALUES, MAX_YAML_BYTES, parse_yaml
-from chip_core.utils.errors import ConfigError
+from chip_core.utils.errors import ConfigError, first_line, to_printable
 from orchestrator.study.load import load_study
 
-from . import told
+from . import refusals
 
 KIND = "study files"
 TREE: dict[str, Any] = {
@@ -34,19 +34,19 @@ BASE = "study: small\nrecipe: shapes\nfactors: {objective: [dpo, chip]}\n"
 SCORED = f"{BASE}benchmarks: {{report: [shapes]}}\n"
 
 
-def bomb(levels: int) -> str:
-    """Aliases of aliases: ten times as many values a line."""
+def make_bomb(levels: int) -> str:
+    """Make aliases of aliases: ten times as many values a line."""
     lines = ["cells: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     for level in range(1, levels):
         lines.append(f"k{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]")
     return "\n".join(lines)
 
 
-def judge(settings_text: str) -> str:
+def make_judge_study(settings_text: str) -> str:
     return f"{BASE}benchmarks: {{report: [{{name: mmhal, judge: {{model: m, {settings_text}}}}}]}}"
 
 
-def factor(text: str) -> str:
+def make_factor_study(text: str) -> str:
     return f"study: small\nrecipe: shapes\nfactors: {{{text}}}\n"
 
 
@@ -64,8 +64,8 @@ TEXTS: dict[str, str | bytes] = {
     "a tab": "study:\t\tx\n\tfoo: 1",
     "not closed": "study: [1, 2",
     "a stray alias": f"{BASE}seeds: *nobody",
-    "an alias bomb": f"{BASE}{bomb(8)}",
-    "a short alias bomb": f"{BASE}{bomb(5)}",
+    "an alias bomb": f"{BASE}{make_bomb(8)}",
+    "a short alias bomb": f"{BASE}{make_bomb(5)}",
     "a merge bomb": "a: &a {x: 1}\nb: &b {<<: [*a, *a]}\nc: {<<: [*b, *b]}\n",
     "a list in itself": "study: &s [*s]\n",
     "a mapping in itself": "study: s\nfactors: &f {objective: *f}\n",
@@ -79,10 +79,10 @@ TEXTS: dict[str, str | bytes] = {
     "5,000 digits": f"{BASE}seeds: {'9' * 5000}",
     "4,000 digits": f"{BASE}seeds: {'9' * 4000}",
     "23 digits": f"{BASE}seeds: [{'9' * 23}]",
-    "400 digits of a factor": factor(f"training.batch_size: [{'9' * 400}, 2]"),
-    "a factor that is not a number": factor("optimizer.lr: [.nan, 1e-5]"),
-    "an infinite factor": factor("optimizer.lr: [.inf, 1e-5]"),
-    "a float too large": factor("optimizer.lr: [1e999, 1e-5]"),
+    "400 digits of a factor": make_factor_study(f"training.batch_size: [{'9' * 400}, 2]"),
+    "a factor that is not a number": make_factor_study("optimizer.lr: [.nan, 1e-5]"),
+    "an infinite factor": make_factor_study("optimizer.lr: [.inf, 1e-5]"),
+    "a float too large": make_factor_study("optimizer.lr: [1e999, 1e-5]"),
     "!!int": f"{BASE}seeds: !!int abc",
     "!!float": f"{BASE}seeds: !!float abc",
     "!!bool": f"{BASE}exploratory: !!bool maybe",
@@ -110,21 +110,21 @@ TEXTS: dict[str, str | bytes] = {
     "a list for a key": f"{BASE}? [a]\n: 2",
     "a mapping for a key": f"{BASE}? {{a: 1}}\n: 2",
     "no number for a key": f"{BASE}.nan: 2",
-    "a factor's number for a key": factor("1: [a, b]"),
-    "a level's number for a key": factor("x: {1: {2: 3}}"),
+    "a factor's number for a key": make_factor_study("1: [a, b]"),
+    "a level's number for a key": make_factor_study("x: {1: {2: 3}}"),
     "a cell's number for a key": f"{BASE}design: cells\ncells: [{{1: 2}}]",
     "factors are null": "study: s\nfactors: null\n",
     "factors are text": "study: s\nfactors: hi\n",
     "factors are empty": "study: s\nfactors: {}\n",
-    "no levels": factor("objective: []"),
-    "a level is a number": factor("objective: {a: 1}"),
-    "a level of unknown keys": factor("objective: {a: {b: {c: 1}}}"),
-    "levels in lists": factor("objective: [[[[dpo]]]]"),
-    "a factor of dots": factor("...: [1, 2]"),
-    "a factor without a name": factor("'': [1, 2]"),
-    "a factor of Python's": factor("__class__: [1, 2]"),
-    "a factor below a value": factor("optimizer.lr.real: [1, 2]"),
-    "too many cells": factor(
+    "no levels": make_factor_study("objective: []"),
+    "a level is a number": make_factor_study("objective: {a: 1}"),
+    "a level of unknown keys": make_factor_study("objective: {a: {b: {c: 1}}}"),
+    "levels in lists": make_factor_study("objective: [[[[dpo]]]]"),
+    "a factor of dots": make_factor_study("...: [1, 2]"),
+    "a factor without a name": make_factor_study("'': [1, 2]"),
+    "a factor of Python's": make_factor_study("__class__: [1, 2]"),
+    "a factor below a value": make_factor_study("optimizer.lr.real: [1, 2]"),
+    "too many cells": make_factor_study(
         ", ".join(f"k{i}: {{a: {{seed: 1}}, b: {{optimizer.lr: 1e-5}}}}" for i in range(30))
     ),
     "a name that climbs": BASE.replace("small", "../../x"),
@@ -166,14 +166,14 @@ TEXTS: dict[str, str | bytes] = {
     "a benchmark of os": f"{BASE}benchmarks: {{report: ['os:system']}}",
     "a benchmark of colons": f"{BASE}benchmarks: {{report: ['::']}}",
     "no questions": f"{BASE}benchmarks: {{report: [{{name: shapes, limit: 0}}]}}",
-    "a judge in a file": judge("base_url: 'file:///etc/passwd'"),
-    "a judge at no address": judge("base_url: 'http://[::1'"),
-    "a judge's password": judge("base_url: 'http://user:secret@host/v1'"),
-    "a judge's key in a query": judge("base_url: 'http://host/v1?key=secret'"),
-    "a judge's port": judge("base_url: 'http://host:99999999/v1'"),
-    "a judge's address of two lines": judge('base_url: "http://host/v1\\nX: y"'),
-    "a key's name": judge("api_key_env: 'A=B'"),
-    "a key's null byte": judge('api_key_env: "A\\0"'),
+    "a judge in a file": make_judge_study("base_url: 'file:///etc/passwd'"),
+    "a judge at no address": make_judge_study("base_url: 'http://[::1'"),
+    "a judge's password": make_judge_study("base_url: 'http://user:secret@host/v1'"),
+    "a judge's key in a query": make_judge_study("base_url: 'http://host/v1?key=secret'"),
+    "a judge's port": make_judge_study("base_url: 'http://host:99999999/v1'"),
+    "a judge's address of two lines": make_judge_study('base_url: "http://host/v1\\nX: y"'),
+    "a key's name": make_judge_study("api_key_env: 'A=B'"),
+    "a key's null byte": make_judge_study('api_key_env: "A\\0"'),
     "a metric that climbs": f"{SCORED}primary: {{metric: ../x, goal: minimize}}",
     "a difference that is none": (
         f"{SCORED}primary: {{metric: shapes/chair_i, goal: minimize, smallest_difference: .nan}}"
@@ -190,17 +190,17 @@ TEXTS: dict[str, str | bytes] = {
     "a question in lists": f"{BASE}question: [a]",
     "a question that rings": f'{BASE}question: "\\a"',
     "a question of half a pair": f'{BASE}question: "\\ud800"',
-    "data that are no data": factor("data.source: ['/etc/passwd', shapes]"),
-    "data of a null byte": factor('data.source: ["\\0", shapes]'),
-    "data no file can be": factor(f"data.source: [{'d' * 5000}, shapes]"),
-    "data from afar": factor("data.source: ['https://example.org/a.parquet', shapes]"),
-    "a model that is none": factor("model: ['/etc', shapes]"),
-    "a model no file can be": factor(f"model: [{'m' * 6000}, shapes]"),
-    "a model's code of a branch": factor(
+    "data that are no data": make_factor_study("data.source: ['/etc/passwd', shapes]"),
+    "data of a null byte": make_factor_study('data.source: ["\\0", shapes]'),
+    "data no file can be": make_factor_study(f"data.source: [{'d' * 5000}, shapes]"),
+    "data from afar": make_factor_study("data.source: ['https://example.org/a.parquet', shapes]"),
+    "a model that is none": make_factor_study("model: ['/etc', shapes]"),
+    "a model no file can be": make_factor_study(f"model: [{'m' * 6000}, shapes]"),
+    "a model's code of a branch": make_factor_study(
         "model: {a: {model.path: o/n, model.trust_remote_code: true, model.revision: main}}"
     ),
-    "a strategy of os": factor("rejected_image: ['os:system', crop]"),
-    "a strategy beside nothing": factor("rejected_image: ['.x:y', crop]"),
+    "a strategy of os": make_factor_study("rejected_image: ['os:system', crop]"),
+    "a strategy beside nothing": make_factor_study("rejected_image: ['.x:y', crop]"),
 }
 
 
@@ -209,14 +209,18 @@ def test_by_hand(tmp_path: Path, name: str) -> None:
     text = TEXTS[name]
     file = tmp_path / "study.yaml"
     file.write_bytes(text.encode() if isinstance(text, str) else text)
-    lines = told.exits(KIND, tmp_path, "plan", str(file), "--workdir", str(tmp_path / "runs"))
+    lines = refusals.expect_program_refusal(
+        KIND, tmp_path, "plan", str(file), "--workdir", str(tmp_path / "runs")
+    )
     assert any(str(file) in line or "--" in line for line in lines)
     assert not Path("pwned").exists()
 
 
 def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
     for name in ("s" * 5000, "\0", "../" * 2000):
-        told.exits(KIND, tmp_path, "plan", name, "--workdir", str(tmp_path / "runs"))
+        refusals.expect_program_refusal(
+            KIND, tmp_path, "plan", name, "--workdir", str(tmp_path / "runs")
+        )
 
 
 hostile = st.one_of(
@@ -232,8 +236,8 @@ hostile = st.one_of(
 
 
 @st.composite
-def damaged(draw: st.DrawFn) -> bytes:
-    """A good study file, a value of it replaced, or some of its bytes."""
+def draw_damaged_files(draw: st.DrawFn) -> bytes:
+    """Draw a good study file with a value of it replaced, or some of its bytes."""
     if draw(st.booleans()):
         tree = copy.deepcopy(TREE)
         node: Any = tree
@@ -262,7 +266,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(content=damaged())
+@given(content=draw_damaged_files())
 def test_by_hypothesis(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "study.yaml"
     file.write_bytes(content)
@@ -270,7 +274,7 @@ def test_by_hypothesis(tmp_path: Path, content: bytes) -> None:
         load_study(file)
     except ConfigError as error:
         assert error.problems
-        told.note(f"{KIND}, generated", " ".join(str(error).splitlines()[:1])[: 10**3])
+        refusals.count_refusal(f"{KIND}, generated", to_printable(first_line(error)))
     assert sorted(os.listdir(tmp_path)) == ["study.yaml"]
 
 
@@ -280,4 +284,4 @@ def test_no_text_at_all_does_anything_else(text: str) -> None:
     try:
         parse_yaml(text, "x")
     except ConfigError as error:
-        told.note(f"{KIND}, generated", error.problems[0][:1000])
+        refusals.count_refusal(f"{KIND}, generated", to_printable(error.problems[0]))

@@ -171,17 +171,17 @@ class Delivery:
 
         if other_weights is not None:
             raise TrialError(
-                f"{self._label}: only a language model's adapter can be loaded into it, but this arm "
-                f"trained {other_weights}: write evaluation.generator.weights: served, or path if "
-                "the server reads folders"
+                f"{self._label}: only a language model's adapter can be loaded into it, but this "
+                f"arm trained {other_weights}: write evaluation.generator.weights: served, or path "
+                "if the server reads folders"
             )
         body = {"lora_name": name, "lora_path": str(trained.absolute())}
         try:
             self._client.post("/load_lora_adapter", body=body, cast_to=str)
         except openai.NotFoundError:
             raise TrialError(
-                f"{self._label}: does not accept adapters while it runs: start it with --enable-lora "
-                "and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where nobody else can reach it"
+                f"{self._label}: does not accept adapters while it runs: start it with "
+                "--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where nobody else can reach it"
             ) from None
         except openai.APITimeoutError:  # also an APIConnectionError, but the server is there
             raise TrialError(

@@ -33,7 +33,8 @@ def storage_problems(cluster: ClusterFile) -> Iterator[Problem]:
     if (settings.shared is None) == (settings.storage is None):
         yield Problem(
             key=SETTINGS_KEY,
-            message="set the storage that all machines share: `shared`, a folder that each mounts, or `storage`, a URI such as s3://BUCKET/FOLDER; one of the two",
+            message="set the storage that all machines share: `shared`, a folder that each "
+            "mounts, or `storage`, a URI such as s3://BUCKET/FOLDER; one of the two",
         )
     if settings.storage is not None:
         try:
@@ -50,7 +51,8 @@ def _shared_problems(cluster: ClusterFile, mounted: str, work: str) -> Iterator[
     if not workdir.is_relative_to(shared):
         yield Problem(
             key=f"{SETTINGS_KEY}.workdir",
-            message=f"{workdir} is not in {shared} (`shared`), so each machine would have its own: move it there",
+            message=f"{workdir} is not in {shared} (`shared`), so each machine would have its "
+            "own: move it there",
         )
     local_folders = [folder for folder in _LOCAL_FOLDERS if shared.is_relative_to(folder)]
     if local_folders or shared == PurePosixPath("/"):

@@ -17,7 +17,7 @@ from orchestrator.report.figures.base import (
 )
 from orchestrator.report.formatting import format_baseline, metric_title
 from orchestrator.report.layout import Picture
-from orchestrator.report.summary import Figure, Summary
+from orchestrator.report.summary import ArmMetric, Summary
 from orchestrator.study.model import Factor
 
 MIN_LEVELS = 3  # levels of a curve
@@ -31,7 +31,7 @@ class ResponseCurve:
     """A curve over the levels of one factor, for one combination of the others."""
 
     others: str  # the other factors' levels; may be empty
-    points: Sequence[tuple[float, Figure]]
+    points: Sequence[tuple[float, ArmMetric]]
 
 
 def numeric_factors(summary: Summary) -> list[Factor]:
@@ -51,7 +51,7 @@ def response_curves(summary: Summary, factor: Factor, metric: str) -> list[Respo
         if row.arm is not None and metric in row.figures
         for cell in row.arm.cells
     }
-    points_by_cell: dict[frozenset[tuple[str, str]], list[tuple[float, Figure]]] = {}
+    points_by_cell: dict[frozenset[tuple[str, str]], list[tuple[float, ArmMetric]]] = {}
     for cell, figure in by_cell.items():
         levels = dict(cell)
         value = _parse_number(levels.get(factor.name, ""))

@@ -11,7 +11,7 @@ from orchestrator.analysis import Comparison
 from orchestrator.report.formatting import verdict_label
 from orchestrator.report.sections.answer import answer_sentence
 from orchestrator.report.sections.notes import build_notes
-from orchestrator.report.summary import ArmRow, Figure, Summary
+from orchestrator.report.summary import ArmMetric, ArmRow, Summary
 
 _COMPARISON_COLUMNS = (
     "difference", "low", "high", "se", "df", "p", "p_adjusted", "p_equivalence_adjusted", "verdict",
@@ -124,7 +124,9 @@ def summary_to_json(summary: Summary) -> dict[str, Any]:
                 "placebo": bool(row.arm and row.arm.placebo),
                 "tuned": dict(row.arm.tuned) if row.arm else {},
                 "seeds": {_seed_label(seed): state for seed, state in row.states.items()},
-                "figures": {name: _figure_to_json(figure) for name, figure in row.figures.items()},
+                "figures": {
+                    name: _arm_metric_to_json(figure) for name, figure in row.figures.items()
+                },
             }
             for row in summary.rows
         ],
@@ -174,7 +176,7 @@ def comparison_to_json(comparison: Comparison | None) -> dict[str, Any] | None:
     }
 
 
-def _figure_to_json(figure: Figure) -> dict[str, Any]:
+def _arm_metric_to_json(figure: ArmMetric) -> dict[str, Any]:
     comparison = comparison_to_json(figure.comparison)
     quoted = ("difference", "interval", "p", "p_adjusted", "verdict")
     return {

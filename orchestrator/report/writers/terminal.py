@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.report.formatting import format_count
-from orchestrator.report.results import Grid, Results, RunOutcome
+from orchestrator.report.results import Results, ResultsTable, RunOutcome
 from orchestrator.tracking.address import redact_uri
 from orchestrator.tracking.views import PendingRuns
 
@@ -25,7 +25,7 @@ def report_lines(results: Results, files: Sequence[Path]) -> Iterator[Renderable
         yield _unwrapped_text(f"report: {files[0]}")
     yield Text("")
     for grid in results.grids:
-        yield _render_grid(results.study, grid)
+        yield _render_results_table(results.study, grid)
     for note in results.notes:
         yield Text(note, style="dim")
 
@@ -67,7 +67,7 @@ def _unwrapped_text(text: str) -> Text:
     return Text(text, no_wrap=True)
 
 
-def _render_grid(study: str, grid: Grid) -> Table:
+def _render_results_table(study: str, grid: ResultsTable) -> Table:
     table = Table(
         title=Text(study, style="bold"),
         title_justify="left",
@@ -126,7 +126,8 @@ def _rejected_names(refused: Mapping[str, str]) -> str:
     """Return the first few names that MLflow rejects, with the reason."""
     names = ", ".join(list(refused)[:_MAX_NAMES])
     rest_text = f" and {len(refused) - _MAX_NAMES} more" if len(refused) > _MAX_NAMES else ""
-    return f"what MLflow rejects: {names}{rest_text} ({next(iter(refused.values()))}): it is in the report"
+    reason = next(iter(refused.values()))
+    return f"what MLflow rejects: {names}{rest_text} ({reason}): it is in the report"
 
 
 def untracked_to_json(waiting: PendingRuns | None, sync: str) -> dict[str, Any] | None:

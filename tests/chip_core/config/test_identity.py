@@ -20,35 +20,35 @@ MODEL = {"content": "abc"}
 DATA = {"source": "shapes"}
 
 
-def config(**changes: Any) -> TrialConfig:
+def make_config(**changes: Any) -> TrialConfig:
     return TrialConfig.model_validate({"model": "shapes", **changes})
 
 
 OWN = {"files": [["a.jsonl", "abc"]], "format": "jsonl"}
 
 
-def own(data: dict[str, Any], content: dict[str, Any] | None = None) -> str:
-    """The fingerprint on data of one's own."""
-    changed = config(data={"source": "a.jsonl", **data})
+def fingerprint_on_files(data: dict[str, Any], content: dict[str, Any] | None = None) -> str:
+    """Make the fingerprint of a training on a user's own files."""
+    changed = make_config(data={"source": "a.jsonl", **data})
     return fingerprint(training_identity(changed, MODEL, content or OWN))
 
 
-def mark(**changes: Any) -> str:
-    return fingerprint(training_identity(config(**changes), MODEL, DATA))
+def make_fingerprint(**changes: Any) -> str:
+    return fingerprint(training_identity(make_config(**changes), MODEL, DATA))
 
 
-def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def iter_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, field in model.model_fields.items():
         yield f"{prefix}{name}", field
         for kind in (field.annotation, *get_args(field.annotation)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from fields(kind, f"{prefix}{name}.")
+                yield from iter_fields(kind, f"{prefix}{name}.")
 
 
 def test_every_field_is_declared_in_or_out() -> None:
     undeclared = [
         path
-        for path, field in fields(TrialConfig)
+        for path, field in iter_fields(TrialConfig)
         if not isinstance(field.json_schema_extra, dict)
         or field.json_schema_extra.get("fingerprint") not in ("in", "out")
     ]
@@ -58,14 +58,16 @@ def test_every_field_is_declared_in_or_out() -> None:
 def test_what_the_released_form_fixes_is_inert() -> None:
     released = {"form": "released"}
     scoped = {**released, "segment": {"scope": "sequence"}}
-    assert mark(objective=released) == mark(objective=scoped)
-    assert "objective.segment.scope" in find_inert_keys(config(objective=released))
-    assert mark(objective={"form": "one_sigmoid"}) != mark(objective=released)
+    assert make_fingerprint(objective=released) == make_fingerprint(objective=scoped)
+    assert "objective.segment.scope" in find_inert_keys(make_config(objective=released))
+    assert make_fingerprint(objective={"form": "one_sigmoid"}) != make_fingerprint(
+        objective=released
+    )
 
 
 def test_the_untrained_model_and_an_evaluation_have_their_own() -> None:
     base = [
-        fingerprint(untrained_identity(config(model=model).model, MODEL))
+        fingerprint(untrained_identity(make_config(model=model).model, MODEL))
         for model in ("shapes", "./elsewhere", {"path": "shapes", "dtype": "bf16"})
     ]
     assert base[0] == base[1] != base[2]  # where it lies is not in it
@@ -83,7 +85,7 @@ def test_which_engine_answers_is_part_of_an_evaluation_and_of_no_training() -> N
 
     def of(generator: Any, **parity: Any) -> str:
         answering = EvaluationConfig(generator=generator, parity=parity)
-        assert mark(evaluation=answering) == mark()
+        assert make_fingerprint(evaluation=answering) == make_fingerprint()
         benchmark = BenchmarkConfig(name="shapes")
         return fingerprint(evaluation_identity("report", benchmark, {}, answering))
 
@@ -107,7 +109,7 @@ def test_what_is_sent_to_a_judge_counts_where_it_says_something() -> None:
 
 
 def test_every_field_says_what_it_is() -> None:
-    assert not [path for path, field in fields(TrialConfig) if not field.description]
+    assert not [path for path, field in iter_fields(TrialConfig) if not field.description]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_every_field_says_what_it_is() -> None:
     ],
 )
 def test_what_changes_figures_changes_the_fingerprint(change: dict[str, Any]) -> None:
-    assert mark(**change) != mark()
+    assert make_fingerprint(**change) != make_fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_what_changes_figures_changes_the_fingerprint(change: dict[str, Any]) ->
     ],
 )
 def test_what_changes_no_figure_does_not(change: dict[str, Any]) -> None:
-    assert mark(**change) == mark()
+    assert make_fingerprint(**change) == make_fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -201,25 +203,27 @@ def test_what_changes_no_figure_does_not(change: dict[str, Any]) -> None:
 def test_inert_keys_are_named_and_left_out(
     one: dict[str, Any], other: dict[str, Any], inert: str
 ) -> None:
-    assert inert in find_inert_keys(config(**one))
-    assert mark(**one) == mark(**other)
+    assert inert in find_inert_keys(make_config(**one))
+    assert make_fingerprint(**one) == make_fingerprint(**other)
 
 
 def test_the_rank_counts_wherever_there_are_adapters() -> None:
     for part in ("vision_encoder", "projector", "language_model"):
-        assert mark(**{part: "lora", "lora": {"rank": 4}}) != mark(**{part: "lora"})
+        assert make_fingerprint(**{part: "lora", "lora": {"rank": 4}}) != make_fingerprint(
+            **{part: "lora"}
+        )
     # As it was when the language model alone could have them.
-    assert mark(language_model="lora").startswith("66d131dbae98")
+    assert make_fingerprint(language_model="lora").startswith("66d131dbae98")
 
 
 def test_what_is_in_fp32_is_what_it_was_before_precision_had_more_keys() -> None:
     """These fingerprints are of the build before."""
-    assert mark().startswith("7a8c9c5f96af")
-    assert fingerprint(untrained_identity(config().model, MODEL)).startswith("b17195441883")
-    keys = [spec.key[:8] for spec in list_cache_specs(config(), MODEL, DATA)]
+    assert make_fingerprint().startswith("7a8c9c5f96af")
+    assert fingerprint(untrained_identity(make_config().model, MODEL)).startswith("b17195441883")
+    keys = [spec.key[:8] for spec in list_cache_specs(make_config(), MODEL, DATA)]
     assert keys == ["c88aeab0", "deff0174", "1e076ac6", "cec275a1"]
-    assert mark(training={"master": "fp32", "gradients": "fp32"}) == mark()
-    assert mark(optimizer={"states": "fp32"}) == mark()
+    assert make_fingerprint(training={"master": "fp32", "gradients": "fp32"}) == make_fingerprint()
+    assert make_fingerprint(optimizer={"states": "fp32"}) == make_fingerprint()
 
 
 def test_bf16_counts_by_how_weights_gradients_and_moments_are_held() -> None:
@@ -227,53 +231,61 @@ def test_bf16_counts_by_how_weights_gradients_and_moments_are_held() -> None:
     bf16 = {"path": "shapes", "dtype": "bf16"}
     before = "0c9de8cc6cce"  # of that build
     found = [
-        mark(model=bf16),
-        mark(model=bf16, training={"gradients": "bf16"}),
-        mark(model=bf16, optimizer={"states": "int8"}),
-        mark(optimizer={"states": "int8"}),
-        mark(),
+        make_fingerprint(model=bf16),
+        make_fingerprint(model=bf16, training={"gradients": "bf16"}),
+        make_fingerprint(model=bf16, optimizer={"states": "int8"}),
+        make_fingerprint(optimizer={"states": "int8"}),
+        make_fingerprint(),
     ]
     assert len(set(found)) == 5
     assert not any(each.startswith(before) for each in found)
-    old = {spec.key[:8] for spec in list_cache_specs(config(), MODEL, DATA)} | {
+    old = {spec.key[:8] for spec in list_cache_specs(make_config(), MODEL, DATA)} | {
         "1fc07ce0",
         "e4124c48",
     }
     assert old.isdisjoint(
-        spec.key[:8] for spec in list_cache_specs(config(model=bf16), MODEL, DATA)
+        spec.key[:8] for spec in list_cache_specs(make_config(model=bf16), MODEL, DATA)
     )
     # Its hidden states are bf16, whatever they are kept in.
-    assert mark(model=bf16, reference_cache="bf16") == mark(model=bf16, reference_cache="off")
-    assert "reference_cache" in find_inert_keys(config(model=bf16))
-    hidden = [spec.hidden for spec in list_cache_specs(config(model=bf16), MODEL, DATA)]
+    assert make_fingerprint(model=bf16, reference_cache="bf16") == make_fingerprint(
+        model=bf16, reference_cache="off"
+    )
+    assert "reference_cache" in find_inert_keys(make_config(model=bf16))
+    hidden = [spec.hidden for spec in list_cache_specs(make_config(model=bf16), MODEL, DATA)]
     assert hidden[0] == "bf16"
 
 
 def test_gradients_in_bf16_are_of_weights_in_bf16() -> None:
     with pytest.raises(ValueError, match="gradients is bf16, but model.dtype is fp32: write"):
-        config(training={"gradients": "bf16"})
+        make_config(training={"gradients": "bf16"})
 
 
 def test_data_counts_by_content_not_by_place() -> None:
-    assert own({}) != mark()
-    assert own({"source": "/elsewhere/a.jsonl"}) == own({})
-    assert own({"image_root": "/elsewhere"}) == own({})
-    assert own({"format": "jsonl"}) == own({})  # the format that was found
-    assert own({"limit": 3}) != own({})
-    assert own({"on_bad_row": "skip"}) != own({})
-    assert own({}, {**OWN, "files": [["a.jsonl", "def"]]}) != own({})
+    assert fingerprint_on_files({}) != make_fingerprint()
+    assert fingerprint_on_files({"source": "/elsewhere/a.jsonl"}) == fingerprint_on_files({})
+    assert fingerprint_on_files({"image_root": "/elsewhere"}) == fingerprint_on_files({})
+    # The format that was found.
+    assert fingerprint_on_files({"format": "jsonl"}) == fingerprint_on_files({})
+    assert fingerprint_on_files({"limit": 3}) != fingerprint_on_files({})
+    assert fingerprint_on_files({"on_bad_row": "skip"}) != fingerprint_on_files({})
+    assert fingerprint_on_files({}, {**OWN, "files": [["a.jsonl", "def"]]}) != fingerprint_on_files(
+        {}
+    )
 
 
 def test_data_read_as_before_there_was_a_choice_are_what_they_were() -> None:
     """Transparency was dropped: figures on white are new, those of `drop` are found again."""
     before = "bfc15545028bd8f8d520f9a2e4e0ed36f5d7313867eb795df956d844d129b183"  # of that build
-    assert own({"transparency": "drop"}) == before
-    assert own({}) == own({"transparency": "white"}) != before
+    assert fingerprint_on_files({"transparency": "drop"}) == before
+    assert fingerprint_on_files({}) == fingerprint_on_files({"transparency": "white"}) != before
 
 
 def test_shapes_ignores_what_is_for_files() -> None:
-    assert {"data.split", "data.transparency"} <= find_inert_keys(config()).keys()
-    assert mark(data={"split": "test", "on_bad_row": "skip", "format": "trl"}) == mark()
-    assert mark(data={"transparency": "drop"}) == mark()
+    assert {"data.split", "data.transparency"} <= find_inert_keys(make_config()).keys()
+    assert (
+        make_fingerprint(data={"split": "test", "on_bad_row": "skip", "format": "trl"})
+        == make_fingerprint()
+    )
+    assert make_fingerprint(data={"transparency": "drop"}) == make_fingerprint()
     # As the build had it that knew no transparency.
-    assert mark() == "7a8c9c5f96af12d335e3ef735e9fe4d1a25a3f56593ccdeb587040bbcd1cf87d"
+    assert make_fingerprint() == "7a8c9c5f96af12d335e3ef735e9fe4d1a25a3f56593ccdeb587040bbcd1cf87d"

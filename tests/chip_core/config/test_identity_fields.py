@@ -179,7 +179,7 @@ CHANGES_NOTHING: dict[str, Any] = {
 }
 
 
-def leaves(model: type[BaseModel], prefix: str = "", declared: str = "in") -> Iterator[Any]:
+def iter_leaves(model: type[BaseModel], prefix: str = "", declared: str = "in") -> Iterator[Any]:
     """Yield (path, "in" or "out") of every field that is no section; below "out" all is out."""
     for name, field in model.model_fields.items():
         extra = field.json_schema_extra
@@ -189,29 +189,33 @@ def leaves(model: type[BaseModel], prefix: str = "", declared: str = "in") -> It
         if f"{prefix}{name}" in RESOLVED:
             yield f"{prefix}{name}", own
         elif isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from leaves(kind, f"{prefix}{name}.", own)
+            yield from iter_leaves(kind, f"{prefix}{name}.", own)
         else:
             below = [one for one in get_args(kind) if isinstance(one, type)]
             assert not any(issubclass(one, BaseModel) for one in below), f"{prefix}{name}"
             yield f"{prefix}{name}", own
 
 
-def mark(edits: Mapping[str, Any]) -> str:
-    tree: dict[str, Any] = {key: _copy(value) for key, value in BASE.items()}
+def make_fingerprint(edits: Mapping[str, Any]) -> str:
+    tree: dict[str, Any] = {key: _copy_tree(value) for key, value in BASE.items()}
     for path, value in sorted(edits.items()):
         set_key(tree, path, value)
     return fingerprint(training_identity(TrialConfig.model_validate(tree), MODEL, DATA))
 
 
-def _copy(value: Any) -> Any:
-    return {key: _copy(below) for key, below in value.items()} if isinstance(value, dict) else value
+def _copy_tree(value: Any) -> Any:
+    return (
+        {key: _copy_tree(below) for key, below in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
 
 
-plain = functools.cache(lambda: mark({}))
+plain = functools.cache(lambda: make_fingerprint({}))
 
 
 def test_every_field_is_in_one_of_the_tables() -> None:
-    found = dict(leaves(TrialConfig))
+    found = dict(iter_leaves(TrialConfig))
     counts = {*COUNTS, *RESOLVED, *(f"rejected_image.{name}" for name in UNDER_STRATEGY)}
     counts |= {f"objective.method.{name}" for name in UNDER_PRESET}
     counts |= {f"pairs.{name}" for name in UNDER_ROUNDS}
@@ -225,23 +229,23 @@ def test_an_edit_of_a_field_that_counts_makes_another_trial(path: str) -> None:
         "objective.form": {"objective.terms": ["response"]},
         "model.quantize": {"language_model": "lora"},
     }.get(path, {})
-    assert mark({**under, path: COUNTS[path]}) != mark(under)
+    assert make_fingerprint({**under, path: COUNTS[path]}) != make_fingerprint(under)
 
 
 @pytest.mark.parametrize("path", UNDER_STRATEGY)
 def test_a_strategys_setting_counts_under_that_strategy_alone(path: str) -> None:
     under = {"rejected_image.strategy": path.split(".")[0]}
     edit = {f"rejected_image.{path}": UNDER_STRATEGY[path]}
-    assert mark({**under, **edit}) != mark(under)
-    assert mark(edit) == plain()
+    assert make_fingerprint({**under, **edit}) != make_fingerprint(under)
+    assert make_fingerprint(edit) == plain()
 
 
 @pytest.mark.parametrize("name", UNDER_ROUNDS)
 def test_a_setting_of_sampled_pairs_counts_where_there_are_rounds(name: str) -> None:
     edit = {f"pairs.{name}": UNDER_ROUNDS[name]}
     under = {"pairs.rounds": 1}
-    assert mark({**under, **edit}) != mark(under) != plain()
-    assert mark(edit) == plain()
+    assert make_fingerprint({**under, **edit}) != make_fingerprint(under) != plain()
+    assert make_fingerprint(edit) == plain()
 
 
 @pytest.mark.parametrize("name", UNDER_PRESET)
@@ -249,20 +253,23 @@ def test_a_presets_setting_counts_under_presets_that_have_it_alone(name: str) ->
     preset, value = UNDER_PRESET[name]
     edit = {f"objective.method.{name}": value}
     under = {"objective": preset}
-    assert mark({**under, **edit}) != mark(under)
-    assert mark(edit) == plain()
+    assert make_fingerprint({**under, **edit}) != make_fingerprint(under)
+    assert make_fingerprint(edit) == plain()
     default = METHODS[preset].settings[name]
-    assert mark({**under, f"objective.method.{name}": default}) == mark(under)  # null means it
+    # Null means it.
+    assert make_fingerprint({**under, f"objective.method.{name}": default}) == make_fingerprint(
+        under
+    )
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.sets(st.sampled_from(sorted(CHANGES_NOTHING)), min_size=1))
 def test_edits_that_change_no_figure_keep_the_fingerprint(paths: set[str]) -> None:
-    assert mark(edits_beside(paths)) == plain()
+    assert make_fingerprint(make_neutral_edits(paths)) == plain()
 
 
-def edits_beside(paths: set[str]) -> dict[str, Any]:
-    """Edits that change no figure; layers are compiled for one worker alone."""
+def make_neutral_edits(paths: set[str]) -> dict[str, Any]:
+    """Make edits that change no figure; layers are compiled for one worker alone."""
     alone = {"engine.workers_per_trial"} if "engine.compile" in paths else set()
     return {path: CHANGES_NOTHING[path] for path in paths - alone}
 
@@ -285,7 +292,7 @@ TOGETHER = sorted(
 def test_fingerprints_are_equal_where_the_edits_that_count_are(
     one: set[str], other: set[str], beside: set[str]
 ) -> None:
-    with_more = edits_beside(beside)
-    ours = mark({path: COUNTS[path] for path in one})
-    theirs = mark({**with_more, **{path: COUNTS[path] for path in other}})
+    with_more = make_neutral_edits(beside)
+    ours = make_fingerprint({path: COUNTS[path] for path in one})
+    theirs = make_fingerprint({**with_more, **{path: COUNTS[path] for path in other}})
     assert (ours == theirs) == (one == other)

@@ -13,7 +13,7 @@ from chip_core.config.validation import find_key_problem, parse_trial_config, se
 from chip_core.utils.errors import ConfigError
 
 
-def complaints(**tree: Any) -> list[str]:
+def find_problems(**tree: Any) -> list[str]:
     with pytest.raises(ConfigError) as raised:
         parse_trial_config({"model": "shapes", **tree}, "x.yaml")
     return raised.value.problems
@@ -59,7 +59,7 @@ def complaints(**tree: Any) -> list[str]:
     ],
 )  # fmt: skip
 def test_a_problem_is_a_line_with_its_key(tree: dict[str, Any], expected: str) -> None:
-    (line,) = complaints(**tree)
+    (line,) = find_problems(**tree)
     assert line.startswith("x.yaml: ")
     assert expected in line
 
@@ -79,7 +79,7 @@ def test_sections_of_a_users_own_are_held_to_it_too() -> None:
 
 
 def test_problems_are_told_together() -> None:
-    assert len(complaints(seed=-1, projector="thawed", optimizer={"lr": 0})) == 3
+    assert len(find_problems(seed=-1, projector="thawed", optimizer={"lr": 0})) == 3
 
 
 def test_what_is_missing_is_told() -> None:

@@ -14,30 +14,27 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import parquet
 
+from .pictures import chunk
+
 SIZE = (12, 8)
 
 
-def picture(kind: str = "JPEG", size: tuple[int, int] = SIZE, colour: int = 200) -> bytes:
-    """An image file's bytes."""
+def make_image_bytes(kind: str = "JPEG", size: tuple[int, int] = SIZE, colour: int = 200) -> bytes:
+    """Make an image file's bytes."""
     out = io.BytesIO()
     Image.new("RGB", size, (colour, 40, 90)).save(out, kind)
     return out.getvalue()
 
 
-def huge_header() -> bytes:
-    """A PNG of a few bytes whose header says 60,000 x 60,000 pixels."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(name + body))
-        return struct.pack(">I", len(body)) + name + body + checksum
-
+def make_huge_png() -> bytes:
+    """Make a PNG of a few bytes whose header says 60,000 x 60,000 pixels."""
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def rlhf_v(index: int, **changes: Any) -> dict[str, Any]:
-    """A row as RLHF-V has it; `question`, `chosen` and `rejected` go into `text`."""
+def make_rlhf_v_row(index: int, **changes: Any) -> dict[str, Any]:
+    """Make a row as RLHF-V has it; `question`, `chosen` and `rejected` go into `text`."""
     texts = {
         "question": f"What is in picture {index}?",
         "chosen": f"A red ball number {index}.",
@@ -46,7 +43,7 @@ def rlhf_v(index: int, **changes: Any) -> dict[str, Any]:
     said = {key: changes.pop(key, value) for key, value in texts.items()}
     row = {
         "ds_name": "RLHF-V",
-        "image": {"bytes": picture(colour=index % 256), "path": f"{index}.jpg"},
+        "image": {"bytes": make_image_bytes(colour=index % 256), "path": f"{index}.jpg"},
         "text": json.dumps(said),
         "origin_dataset": "made",
         "origin_split": "train",
@@ -56,32 +53,32 @@ def rlhf_v(index: int, **changes: Any) -> dict[str, Any]:
     return {**row, **changes}
 
 
-def rlaif_v(index: int, **changes: Any) -> dict[str, Any]:
-    """A row as RLAIF-V has it."""
-    row = rlhf_v(index)
+def make_rlaif_v_row(index: int, **changes: Any) -> dict[str, Any]:
+    """Make a row as RLAIF-V has it."""
+    row = make_rlhf_v_row(index)
     texts = json.loads(row.pop("text"))
     return {**row, **texts, "idx": f"r{index}", **changes}
 
 
-def message(role: str, text: str, images: int = 0) -> dict[str, Any]:
-    """A message whose content is a list of parts."""
+def make_message(role: str, text: str, images: int = 0) -> dict[str, Any]:
+    """Make a message whose content is a list of parts."""
     parts: list[dict[str, Any]] = [{"type": "image", "text": None}] * images
     return {"role": role, "content": [*parts, {"type": "text", "text": text}]}
 
 
-def trl(index: int, **changes: Any) -> dict[str, Any]:
-    """A row as TRL's preference format has it, as messages."""
+def make_trl_row(index: int, **changes: Any) -> dict[str, Any]:
+    """Make a row as TRL's preference format has it, as messages."""
     row = {
-        "prompt": [message("user", f"What is in picture {index}?", images=1)],
-        "chosen": [message("assistant", "A red ball.")],
-        "rejected": [message("assistant", "A red ball and a dog.")],
-        "images": [{"bytes": picture(), "path": None}],
+        "prompt": [make_message("user", f"What is in picture {index}?", images=1)],
+        "chosen": [make_message("assistant", "A red ball.")],
+        "rejected": [make_message("assistant", "A red ball and a dog.")],
+        "images": [{"bytes": make_image_bytes(), "path": None}],
     }
     return {**row, **changes}
 
 
-def line(index: int, **changes: Any) -> dict[str, Any]:
-    """A row with an image path."""
+def make_path_row(index: int, **changes: Any) -> dict[str, Any]:
+    """Make a row with an image path."""
     row = {
         "id": f"pair-{index}",
         "image": f"images/{index}.jpg",
@@ -111,4 +108,4 @@ def write_images(folder: Path, count: int) -> None:
     """Write images/0.jpg and on."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for index in range(count):
-        (folder / "images" / f"{index}.jpg").write_bytes(picture(colour=index))
+        (folder / "images" / f"{index}.jpg").write_bytes(make_image_bytes(colour=index))

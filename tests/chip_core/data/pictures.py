@@ -100,7 +100,7 @@ def bmp(pixels: Sequence[tuple[int, int, int, int]]) -> bytes:
     )
 
 
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     out = io.BytesIO()
     image.save(out, kind, **options)
     return out.getvalue()
@@ -132,9 +132,9 @@ _PALETTE = [0] * 768
 _PALETTE[1] = 65535  # colour 1 is red; the palette has all reds, all greens, all blues
 
 TRANSPARENT: dict[str, Case] = {
-    "PNG, RGBA": Case(content=saved(row("RGBA", _RGBA), "PNG"), white=_SEEN, drop=_STORED),
+    "PNG, RGBA": Case(content=encode(row("RGBA", _RGBA), "PNG"), white=_SEEN, drop=_STORED),
     "PNG, grey and alpha": Case(
-        content=saved(row("LA", _LA), "PNG"), white=grey(127, 255, 90), drop=grey(0, 0, 90)
+        content=encode(row("LA", _LA), "PNG"), white=grey(127, 255, 90), drop=grey(0, 0, 90)
     ),
     "PNG, RGBA of 16 bits": Case(content=png(4, 16, 6, _RGBA16), white=_SEEN, drop=_STORED),
     "PNG, grey and alpha of 16 bits": Case(
@@ -142,15 +142,15 @@ TRANSPARENT: dict[str, Case] = {
         white=grey(127, 90), drop=grey(0, 90),
     ),
     "PNG, palette with an alpha for each colour": Case(
-        content=saved(_palette(RED, BLACK, OWN), "PNG", transparency=bytes([128, 0, 255])),
+        content=encode(_palette(RED, BLACK, OWN), "PNG", transparency=bytes([128, 0, 255])),
         white=[HALF_RED, WHITE, OWN], drop=[RED, BLACK, OWN],
     ),
     "PNG, palette with one transparent colour": Case(
-        content=saved(_palette(RED, BLACK, OWN), "PNG", transparency=1),
+        content=encode(_palette(RED, BLACK, OWN), "PNG", transparency=1),
         white=[RED, WHITE, OWN], drop=[RED, BLACK, OWN],
     ),
     "PNG, palette, fewer alphas than colours": Case(  # the rest is opaque
-        content=saved(_palette(RED, BLACK, OWN), "PNG", transparency=bytes([128])),
+        content=encode(_palette(RED, BLACK, OWN), "PNG", transparency=bytes([128])),
         white=[HALF_RED, BLACK, OWN], drop=[RED, BLACK, OWN],
     ),
     "PNG, RGB with a transparent colour": Case(
@@ -190,21 +190,21 @@ TRANSPARENT: dict[str, Case] = {
         white=grey(255, 1, 128), drop=grey(0, 1, 128), plain=False,
     ),
     "GIF with a transparent colour": Case(
-        content=saved(_palette(RED, BLACK, OWN), "GIF", transparency=1),
+        content=encode(_palette(RED, BLACK, OWN), "GIF", transparency=1),
         white=[RED, WHITE, OWN], drop=[RED, BLACK, OWN],
     ),
     "GIF, grey, with a transparent colour": Case(
-        content=saved(row("L", [0, 90, 255]), "GIF", transparency=0),
+        content=encode(row("L", [0, 90, 255]), "GIF", transparency=0),
         white=grey(255, 90, 255), drop=grey(0, 90, 255),
     ),
     "WebP with alpha": Case(
-        content=saved(row("RGBA", _RGBA), "WEBP", lossless=True, exact=True),
+        content=encode(row("RGBA", _RGBA), "WEBP", lossless=True, exact=True),
         white=_SEEN, drop=_STORED,
     ),
     "BMP with an alpha mask": Case(content=bmp(_RGBA), white=_SEEN, drop=_STORED),
-    "TIFF, RGBA": Case(content=saved(row("RGBA", _RGBA), "TIFF"), white=_SEEN, drop=_STORED),
+    "TIFF, RGBA": Case(content=encode(row("RGBA", _RGBA), "TIFF"), white=_SEEN, drop=_STORED),
     "TIFF, RGBA, packed": Case(
-        content=saved(row("RGBA", _RGBA), "TIFF", compression="tiff_lzw"),
+        content=encode(row("RGBA", _RGBA), "TIFF", compression="tiff_lzw"),
         white=_SEEN, drop=_STORED,
     ),
     # colours multiplied by alpha: half red is stored as (128, 0, 0, 128)
@@ -254,10 +254,10 @@ OPAQUE: dict[str, tuple[bytes, Pixels]] = {
     "TIFF, a fourth sample that is none": (
         tiff(1, bytes([*RED, 0]), bits=[8] * 4, photometric=2, extra=0), [RED],
     ),
-    "WebP": (saved(row("RGB", [RED, OWN]), "WEBP", lossless=True), [RED, OWN]),
-    "GIF": (saved(_palette(RED, BLACK, OWN), "GIF"), [RED, BLACK, OWN]),
-    "PNG, palette": (saved(_palette(RED, BLACK, OWN), "PNG"), [RED, BLACK, OWN]),
-    "BMP": (saved(row("RGB", [RED, OWN]), "BMP"), [RED, OWN]),
+    "WebP": (encode(row("RGB", [RED, OWN]), "WEBP", lossless=True), [RED, OWN]),
+    "GIF": (encode(_palette(RED, BLACK, OWN), "GIF"), [RED, BLACK, OWN]),
+    "PNG, palette": (encode(_palette(RED, BLACK, OWN), "PNG"), [RED, BLACK, OWN]),
+    "BMP": (encode(row("RGB", [RED, OWN]), "BMP"), [RED, OWN]),
 }  # fmt: skip
 
 #: Grey of more than 8 bits: v becomes 255 v / white without its decimals.

@@ -15,8 +15,8 @@ from chip_core.reference_cache.spec import list_cache_specs
 from .. import families
 
 
-def picture(width: int = 60, height: int = 40) -> Image.Image:
-    """Left half red, right half blue, one white row."""
+def make_picture(width: int = 60, height: int = 40) -> Image.Image:
+    """Make a picture: its left half red, its right half blue, one row white."""
     image = Image.new("RGB", (width, height), (200, 20, 20))
     image.paste((20, 20, 200), (width // 2, 0, width, height))
     image.paste((255, 255, 255), (0, 10, width, 11))
@@ -24,7 +24,7 @@ def picture(width: int = 60, height: int = 40) -> Image.Image:
 
 
 def test_a_draw_is_its_seed_s() -> None:
-    image = picture()
+    image = make_picture()
     draws = [augment_image(image, (32, 32), seed) for seed in range(20)]
     assert all(draw.size == (32, 32) for draw in draws)
     assert all(
@@ -35,7 +35,7 @@ def test_a_draw_is_its_seed_s() -> None:
 
 
 def test_an_image_of_no_fixed_size_keeps_the_crops() -> None:
-    sizes = [augment_image(picture(), None, seed).size for seed in range(30)]
+    sizes = [augment_image(make_picture(), None, seed).size for seed in range(30)]
     for width, height in sizes:
         assert 0.5 * 60 * 40 * 0.95 <= width * height <= 60 * 40
         assert 3 / 4 * 0.95 <= width / height <= 4 / 3 * 1.05
@@ -44,12 +44,12 @@ def test_an_image_of_no_fixed_size_keeps_the_crops() -> None:
 
 def test_what_is_too_long_for_any_crop_keeps_its_middle() -> None:
     # A crop of half its area, 3:4 to 4:3, is wider than 10 pixels: 10 x round(10 / 0.75) is left.
-    assert augment_image(picture(10, 300), None, 0).size == (10, 13)
-    assert augment_image(picture(300, 10), None, 0).size == (13, 10)
+    assert augment_image(make_picture(10, 300), None, 0).size == (10, 13)
+    assert augment_image(make_picture(300, 10), None, 0).size == (13, 10)
 
 
-def test_operations() -> None:
-    image = picture()
+def test_each_operation_keeps_the_size_and_changes_the_image() -> None:
+    image = make_picture()
     made = [operation(image, 1) for operation in OPERATIONS]
     assert len(made) == 10
     assert all(one.size == image.size and one.mode == "RGB" for one in made)
@@ -68,32 +68,34 @@ def test_operations() -> None:
 
 @pytest.fixture(scope="module")
 def encoder() -> PairEncoder:
-    return encoder_of(0)
+    return make_encoder(0)
 
 
-def encoder_of(seed: int, augment: str = "released") -> PairEncoder:
+def make_encoder(seed: int, augment: str = "released") -> PairEncoder:
     config = TrialConfig.model_validate(
         {
             "model": "x", "seed": seed, "rejected_image": "rotate",
             "training": {"augment": augment, "max_length": 256},
         }
     )  # fmt: skip
-    return PairEncoder(families.build("muffin")[1], config, families.pairs())
+    return PairEncoder(families.build("muffin")[1], config, families.make_pairs())
 
 
-def pixels(batch: PairBatch) -> torch.Tensor:
+def get_pixels(batch: PairBatch) -> torch.Tensor:
     return batch.prompts.inputs["pixel_values"]
 
 
 def test_an_epoch_and_a_seed_have_their_own_draws(encoder: PairEncoder) -> None:
     one = encoder.encode_batch([0, 1, 2], 0)
-    assert torch.equal(pixels(one), pixels(encoder.encode_batch([0, 1, 2], 0)))
-    assert not torch.equal(pixels(one), pixels(encoder.encode_batch([0, 1, 2], 1)))
-    assert not torch.equal(pixels(one), pixels(encoder_of(1).encode_batch([0, 1, 2], 0)))
-    assert not torch.equal(pixels(one), pixels(encoder_of(0, "off").encode_batch([0, 1, 2], 0)))
+    assert torch.equal(get_pixels(one), get_pixels(encoder.encode_batch([0, 1, 2], 0)))
+    assert not torch.equal(get_pixels(one), get_pixels(encoder.encode_batch([0, 1, 2], 1)))
+    assert not torch.equal(get_pixels(one), get_pixels(make_encoder(1).encode_batch([0, 1, 2], 0)))
+    assert not torch.equal(
+        get_pixels(one), get_pixels(make_encoder(0, "off").encode_batch([0, 1, 2], 0))
+    )
     # The rejected image is made of what the model sees: it turns that.
     assert one.rejected_image_prompts is not None
-    assert not torch.equal(pixels(one), one.rejected_image_prompts.inputs["pixel_values"])
+    assert not torch.equal(get_pixels(one), one.rejected_image_prompts.inputs["pixel_values"])
 
 
 def test_nothing_is_stored_of_what_is_seen_once() -> None:

@@ -24,23 +24,29 @@ from chip_core.utils.errors import TrialError
 from . import files
 
 
-def bad_rows(path: Path, **changes: Any) -> list[str]:
+def find_bad_rows(path: Path, **changes: Any) -> list[str]:
     source = open_source(DataConfig(source=str(path), **changes))
     return [str(row) for row in check_rows(source) if isinstance(row, BadRow)]
 
 
-def image(data: bytes | None, path: str | None = "0.jpg") -> dict[str, Any]:
+def make_image_columns(data: bytes | None, path: str | None = "0.jpg") -> dict[str, Any]:
     return {"image": {"bytes": data, "path": path}, "image_path": None}
 
 
 IN_PARQUET = {
-    "no image": (image(None, None), "no image"),
-    "bytes are null, no file": (image(None), "no image '0.jpg' in "),
-    "no bytes": (image(b""), "the image has no bytes"),
-    "not an image": (image(b"what?"), "the image is none of JPEG, PNG"),
-    "broken JPEG": (image(files.picture(size=(64, 64))[:-40]), "the image is broken (image file"),
-    "broken PNG": (image(files.picture("PNG", (64, 64))[:-40]), "the image is broken ("),
-    "huge": (image(files.huge_header()), "the image has more than 89478485 pixels"),
+    "no image": (make_image_columns(None, None), "no image"),
+    "bytes are null, no file": (make_image_columns(None), "no image '0.jpg' in "),
+    "no bytes": (make_image_columns(b""), "the image has no bytes"),
+    "not an image": (make_image_columns(b"what?"), "the image is none of JPEG, PNG"),
+    "broken JPEG": (
+        make_image_columns(files.make_image_bytes(size=(64, 64))[:-40]),
+        "the image is broken (image file",
+    ),
+    "broken PNG": (
+        make_image_columns(files.make_image_bytes("PNG", (64, 64))[:-40]),
+        "the image is broken (",
+    ),
+    "huge": (make_image_columns(files.make_huge_png()), "the image has more than 89478485 pixels"),
     "empty": ({"chosen": " \n"}, "chosen is empty"),
     "empty prompt": ({"question": ""}, "prompt is empty"),
     "equal": ({"chosen": "A dog. ", "rejected": "A dog."}, "chosen and rejected are equal"),
@@ -57,9 +63,9 @@ IN_PARQUET = {
 
 @pytest.mark.parametrize(("changes", "expected"), IN_PARQUET.values(), ids=IN_PARQUET.keys())
 def test_a_bad_row_of_parquet(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
-    rows = [files.rlhf_v(0), files.rlhf_v(1, **changes), files.rlhf_v(2)]
+    rows = [files.make_rlhf_v_row(0), files.make_rlhf_v_row(1, **changes), files.make_rlhf_v_row(2)]
     path = files.write_parquet(tmp_path / "a.parquet", rows)
-    (told,) = bad_rows(path)
+    (told,) = find_bad_rows(path)
     assert told.startswith(f"{path} row 1: ")
     assert expected in told
 
@@ -91,14 +97,16 @@ IN_LINES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("changes", "expected"), IN_LINES.values(), ids=IN_LINES.keys())
-def test_a_bad_line(tmp_path: Path, changes: Any, expected: str) -> None:
+def test_a_bad_json_line_is_reported(tmp_path: Path, changes: Any, expected: str) -> None:
     folder = tmp_path / "d"
     files.write_images(folder, 3)
-    (tmp_path / "secret.jpg").write_bytes(files.picture())
+    (tmp_path / "secret.jpg").write_bytes(files.make_image_bytes())
     (folder / "images" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
-    bad = changes if isinstance(changes, bytes) else files.line(1, **changes)
-    path = files.write_lines(folder / "a.jsonl", [b"", files.line(0), bad, files.line(2)])
-    (told,) = bad_rows(path)
+    bad = changes if isinstance(changes, bytes) else files.make_path_row(1, **changes)
+    path = files.write_lines(
+        folder / "a.jsonl", [b"", files.make_path_row(0), bad, files.make_path_row(2)]
+    )
+    (told,) = find_bad_rows(path)
     assert told.startswith(f"{path} line 3: ")
     assert expected in told
 
@@ -107,11 +115,16 @@ IN_TRL: dict[str, tuple[dict[str, Any], str]] = {
     "no image": ({"images": []}, "no image"),
     "two images": ({"images": ["a.jpg", "b.jpg"]}, "images holds 2 images"),
     "system": (
-        {"prompt": [files.message("system", "Be brief."), files.message("user", "What?")]},
+        {
+            "prompt": [
+                files.make_message("system", "Be brief."),
+                files.make_message("user", "What?"),
+            ]
+        },
         "prompt has messages of system, user: one of user is supported",
     ),
     "turns": (
-        {"chosen": [files.message("assistant", "A."), files.message("user", "B?")]},
+        {"chosen": [files.make_message("assistant", "A."), files.make_message("user", "B?")]},
         "chosen has messages of assistant, user",
     ),
     "none": ({"chosen": []}, "chosen has messages of none"),
@@ -134,8 +147,8 @@ IN_TRL: dict[str, tuple[dict[str, Any], str]] = {
     "prompts differ": (
         {
             "prompt": None,
-            "chosen": [files.message("user", "A?"), files.message("assistant", "B.")],
-            "rejected": [files.message("user", "C?"), files.message("assistant", "D.")],
+            "chosen": [files.make_message("user", "A?"), files.make_message("assistant", "B.")],
+            "rejected": [files.make_message("user", "C?"), files.make_message("assistant", "D.")],
         },
         "no prompt, and chosen and rejected do not begin alike",
     ),
@@ -145,49 +158,49 @@ IN_TRL: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(("changes", "expected"), IN_TRL.values(), ids=IN_TRL.keys())
 def test_a_bad_row_of_messages(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
     files.write_images(tmp_path, 1)
-    row = {**files.trl(0), "images": ["images/0.jpg"], **changes}
+    row = {**files.make_trl_row(0), "images": ["images/0.jpg"], **changes}
     path = files.write_lines(tmp_path / "a.jsonl", [row])
-    (told,) = bad_rows(path, format="trl")
+    (told,) = find_bad_rows(path, format="trl")
     assert expected in told
 
 
 def test_text_of_parquet_that_is_not_utf8(tmp_path: Path) -> None:
-    table = pa.Table.from_pylist([files.rlaif_v(0), files.rlaif_v(1)])
+    table = pa.Table.from_pylist([files.make_rlaif_v_row(0), files.make_rlaif_v_row(1)])
     broken = pa.array([b"A dog.", b"A \xff dog."]).view(pa.string())
     table = table.set_column(table.schema.get_field_index("rejected"), "rejected", broken)
     parquet.write_table(table, tmp_path / "a.parquet")
-    (told,) = bad_rows(tmp_path / "a.parquet")
+    (told,) = find_bad_rows(tmp_path / "a.parquet")
     assert told.endswith("a.parquet row 1: rejected is not UTF-8 at byte 2")
     pairs = load_pairs(DataConfig(source=str(tmp_path / "a.parquet"), on_bad_row="skip"))
     assert [pair.id for pair in pairs] == ["r0"]
 
 
 def test_a_shard_without_a_column_is_bad_row_by_row(tmp_path: Path) -> None:
-    files.write_parquet(tmp_path / "a.parquet", [files.rlaif_v(0)])
-    short = files.rlaif_v(1)
+    files.write_parquet(tmp_path / "a.parquet", [files.make_rlaif_v_row(0)])
+    short = files.make_rlaif_v_row(1)
     del short["rejected"]
     files.write_parquet(tmp_path / "b.parquet", [short])
-    assert bad_rows(tmp_path) == [f"{tmp_path}/b.parquet row 0: no rejected"]
+    assert find_bad_rows(tmp_path) == [f"{tmp_path}/b.parquet row 0: no rejected"]
 
 
 def test_images_with_null_bytes_come_from_the_folder(tmp_path: Path) -> None:
     files.write_images(tmp_path, 2)
     rows = [
-        files.rlhf_v(0, image={"bytes": None, "path": "0.jpg"}),
-        files.rlhf_v(1, image=None, image_path="1.jpg"),
+        files.make_rlhf_v_row(0, image={"bytes": None, "path": "0.jpg"}),
+        files.make_rlhf_v_row(1, image=None, image_path="1.jpg"),
     ]
     path = files.write_parquet(tmp_path / "a.parquet", rows)
-    assert len(bad_rows(path)) == 2
+    assert len(find_bad_rows(path)) == 2
     root = str(tmp_path / "images")
-    assert bad_rows(path, image_root=root) == []
+    assert find_bad_rows(path, image_root=root) == []
     pairs = load_pairs(DataConfig(source=str(path), image_root=root))
     assert [pair.image.size for pair in pairs] == [files.SIZE] * 2
 
 
 def test_a_reason_is_one_printable_line(tmp_path: Path) -> None:
-    rows = [files.trl(0, chosen=[files.message("\x1b[31m\nred" + 500 * "d", "A.")])]
+    rows = [files.make_trl_row(0, chosen=[files.make_message("\x1b[31m\nred" + 500 * "d", "A.")])]
     path = files.write_lines(tmp_path / "a.jsonl", [{**rows[0], "images": ["a.jpg"]}])
-    (told,) = bad_rows(path, format="trl")
+    (told,) = find_bad_rows(path, format="trl")
     assert told.isprintable()
     assert len(told) < len(str(path)) + 400
 
@@ -197,8 +210,10 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     out = io.BytesIO()
     kind = "TIFF" if mode in ("CMYK", "YCbCr", "F", "PA") else "PNG"
     Image.new(mode, (3, 2)).save(out, kind)
-    path = files.write_parquet(tmp_path / "a.parquet", [files.rlhf_v(0, **image(out.getvalue()))])
-    assert bad_rows(path) == []
+    path = files.write_parquet(
+        tmp_path / "a.parquet", [files.make_rlhf_v_row(0, **make_image_columns(out.getvalue()))]
+    )
+    assert find_bad_rows(path) == []
     (pair,) = load_pairs(DataConfig(source=str(path)))
     assert (pair.image.mode, pair.image.size) == ("RGB", (3, 2))
 
@@ -206,7 +221,9 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 def test_sixteen_bits_keep_their_greys(tmp_path: Path) -> None:
     out = io.BytesIO()
     Image.new("I;16", (3, 2), 128 * 257).save(out, "PNG")
-    path = files.write_parquet(tmp_path / "a.parquet", [files.rlhf_v(0, **image(out.getvalue()))])
+    path = files.write_parquet(
+        tmp_path / "a.parquet", [files.make_rlhf_v_row(0, **make_image_columns(out.getvalue()))]
+    )
     assert load_pairs(DataConfig(source=str(path)))[0].image.getpixel((0, 0)) == (128, 128, 128)
 
 
@@ -230,7 +247,9 @@ def test_wide_greys_are_scaled_and_not_cut(
     data = b"".join(struct.pack(kinds[mode], pixel) for pixel in pixels)
     out = io.BytesIO()
     Image.frombytes(mode, (2, 1), data).save(out, "TIFF")
-    path = files.write_parquet(tmp_path / "a.parquet", [files.rlhf_v(0, **image(out.getvalue()))])
+    path = files.write_parquet(
+        tmp_path / "a.parquet", [files.make_rlhf_v_row(0, **make_image_columns(out.getvalue()))]
+    )
     read = load_pairs(DataConfig(source=str(path)))[0].image
     assert [read.getpixel((x, 0)) for x in (0, 1)] == [(grey, grey, grey) for grey in greys]
 
@@ -238,21 +257,27 @@ def test_wide_greys_are_scaled_and_not_cut(
 def test_a_pixel_that_is_no_number_is_told(tmp_path: Path) -> None:
     out = io.BytesIO()
     Image.new("F", (3, 2), float("inf")).save(out, "TIFF")
-    path = files.write_parquet(tmp_path / "a.parquet", [files.rlhf_v(0, **image(out.getvalue()))])
-    (told,) = bad_rows(path)
+    path = files.write_parquet(
+        tmp_path / "a.parquet", [files.make_rlhf_v_row(0, **make_image_columns(out.getvalue()))]
+    )
+    (told,) = find_bad_rows(path)
     assert "the image is broken (a pixel is not a finite number)" in told
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
 def test_broken_bytes_never_crash(tmp_path: Path, kind: str) -> None:
-    whole = files.picture(kind, (40, 30))
+    whole = files.make_image_bytes(kind, (40, 30))
     draw = random.Random(0)
     rows = []
     for index in range(60):
         data = bytearray(whole)
         for _ in range(draw.randint(1, 20)):
             data[draw.randrange(len(data))] = draw.randrange(256)
-        rows.append(files.rlhf_v(index, **image(bytes(data[: draw.randint(1, len(data))]))))
+        rows.append(
+            files.make_rlhf_v_row(
+                index, **make_image_columns(bytes(data[: draw.randint(1, len(data))]))
+            )
+        )
     path = files.write_parquet(tmp_path / "a.parquet", rows)
     pairs = load_pairs(DataConfig(source=str(path), on_bad_row="skip"))
     assert len(pairs) + len(pairs.skipped) == 60
@@ -264,12 +289,12 @@ def test_an_image_over_the_bound_is_never_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_files, "MAX_PIXELS", 8 * 12 - 1)
-    path = files.write_parquet(tmp_path / "a.parquet", [files.rlhf_v(0)])
-    assert bad_rows(path) == [f"{path} row 0: the image has 12 x 8 pixels, more than 95"]
+    path = files.write_parquet(tmp_path / "a.parquet", [files.make_rlhf_v_row(0)])
+    assert find_bad_rows(path) == [f"{path} row 0: the image has 12 x 8 pixels, more than 95"]
 
 
 def test_parquet_cut_short_is_told(tmp_path: Path) -> None:
-    path = files.write_parquet(tmp_path / "a.parquet", [files.rlhf_v(0)])
+    path = files.write_parquet(tmp_path / "a.parquet", [files.make_rlhf_v_row(0)])
     whole = path.read_bytes()
     at = whole.index(b"JFIF")
     path.write_bytes(whole[: at - 60] + b"\0" * 40 + whole[at - 20 :])
@@ -278,8 +303,8 @@ def test_parquet_cut_short_is_told(tmp_path: Path) -> None:
 
 
 def test_bad_rows_fail_with_the_first_ten_and_the_count(tmp_path: Path) -> None:
-    rows = [files.rlhf_v(index, chosen="") for index in range(12)]
-    path = files.write_parquet(tmp_path / "a.parquet", [files.rlhf_v(99), *rows])
+    rows = [files.make_rlhf_v_row(index, chosen="") for index in range(12)]
+    path = files.write_parquet(tmp_path / "a.parquet", [files.make_rlhf_v_row(99), *rows])
     with pytest.raises(TrialError) as failed:
         load_pairs(DataConfig(source=str(path)))
     (reason,) = str(failed.value).splitlines()
@@ -289,7 +314,7 @@ def test_bad_rows_fail_with_the_first_ten_and_the_count(tmp_path: Path) -> None:
 
 
 def test_bad_rows_are_skipped_and_counted(tmp_path: Path) -> None:
-    rows = [files.rlhf_v(0), files.rlhf_v(1, chosen=""), files.rlhf_v(2)]
+    rows = [files.make_rlhf_v_row(0), files.make_rlhf_v_row(1, chosen=""), files.make_rlhf_v_row(2)]
     path = files.write_parquet(tmp_path / "a.parquet", rows)
     told: list[tuple[int, int]] = []
     pairs = load_pairs(
@@ -302,7 +327,7 @@ def test_bad_rows_are_skipped_and_counted(tmp_path: Path) -> None:
 
 def test_a_row_that_changed_under_way_is_told(tmp_path: Path) -> None:
     files.write_images(tmp_path, 1)
-    path = files.write_lines(tmp_path / "a.jsonl", [files.line(0)])
+    path = files.write_lines(tmp_path / "a.jsonl", [files.make_path_row(0)])
     pairs = load_pairs(DataConfig(source=str(path)))
     (tmp_path / "images" / "0.jpg").unlink()
     with pytest.raises(TrialError, match="line 1: no image .*: it changed since training began"):

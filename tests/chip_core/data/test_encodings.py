@@ -29,7 +29,7 @@ from chip_core.utils.errors import TrialError
 from .. import families
 
 
-def encoder(made: list[str], name: str, floats: int) -> Callable[[], Sequence[Tensor]]:
+def make_encoder(made: list[str], name: str, floats: int) -> Callable[[], Sequence[Tensor]]:
     def encode() -> Sequence[Tensor]:
         made.append(name)
         return [torch.zeros(floats)]
@@ -42,7 +42,7 @@ def test_what_fits_is_encoded_once_and_the_rest_each_time() -> None:
     encodings = EncodingCache(2 * (ENTRY_OVERHEAD + 400))  # of two entries of 100 numbers in fp32
     for _ in range(2):
         for name in ("a", "b", "c"):
-            encodings.get(name, encoder(made, name, 100), lambda tensors: tensors)
+            encodings.get(name, make_encoder(made, name, 100), lambda tensors: tensors)
     assert made == ["a", "b", "c", "c"]
 
 
@@ -63,16 +63,16 @@ def test_those_of_another_model_are_dropped() -> None:
     assert kept.for_model("model") is not first
 
 
-PAIRS = families.pairs()
+PAIRS = families.make_pairs()
 RULES = ["clean", "released"]
 
 
 @pytest.fixture(scope="module")
-def built() -> tuple[Any, Any]:
+def muffin() -> tuple[Any, Any]:
     return families.build("muffin")
 
 
-def config(rule: str, **changes: Any) -> TrialConfig:
+def make_config(rule: str, **changes: Any) -> TrialConfig:
     tree: dict[str, Any] = {
         "model": "x",
         "objective": {"weights": {"segment": 3.0, "token": 0.5}},
@@ -90,13 +90,13 @@ def test_a_response_and_its_end_are_what_other_families_score() -> None:
     with pytest.raises(
         TrialError, match="label_rule: released: a LlavaProcessor scores only the resp"
     ):
-        PairEncoder(processor, config("released"), PAIRS)
+        PairEncoder(processor, make_config("released"), PAIRS)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_what_is_scored_is_what_the_labels_say(built: tuple[Any, Any], rule: Any) -> None:
-    processor = built[1]
-    batch = PairEncoder(processor, config(rule), PAIRS).encode_batch(range(3))
+def test_what_is_scored_is_what_the_labels_say(muffin: tuple[Any, Any], rule: Any) -> None:
+    processor = muffin[1]
+    batch = PairEncoder(processor, make_config(rule), PAIRS).encode_batch(range(3))
     for row, pair in enumerate(PAIRS):
         prompt = batch.prompts.ids[row][batch.prompts.mask[row]].tolist()
         for side in ("chosen", "rejected"):
@@ -122,18 +122,18 @@ def test_what_is_scored_is_what_the_labels_say(built: tuple[Any, Any], rule: Any
             assert words == ["###", "Human", "###", "Assistant", ":"]
 
 
-def test_a_rule_changes_no_segment(built: tuple[Any, Any]) -> None:
+def test_a_rule_changes_no_segment(muffin: tuple[Any, Any]) -> None:
     marked = {}
     for rule in RULES:
-        batch = PairEncoder(built[1], config(rule), PAIRS).encode_batch(range(3))
+        batch = PairEncoder(muffin[1], make_config(rule), PAIRS).encode_batch(range(3))
         marked[rule] = [part.ids[part.changed].tolist() for part in (batch.chosen, batch.rejected)]
     assert marked["clean"] == marked["released"]
     assert any(marked["clean"][0])
     # Whole sequences are compared with what ends them.
-    whole = config("released", objective={"form": "released"})
-    batch = PairEncoder(built[1], whole, PAIRS[:1]).encode_batch([0])
+    whole = make_config("released", objective={"form": "released"})
+    batch = PairEncoder(muffin[1], whole, PAIRS[:1]).encode_batch([0])
     (prompt,), chosen, rejected = batch.prompts.ids.tolist(), batch.chosen, batch.rejected
-    image = built[1].image_token_id
+    image = muffin[1].image_token_id
     short = [x for place, x in enumerate(prompt) if x != image or prompt[place - 1] != image]
     wanted = changed_tokens(
         "sequence",
@@ -147,8 +147,8 @@ def test_a_rule_changes_no_segment(built: tuple[Any, Any]) -> None:
     assert tuple(found) == wanted
 
 
-def moved(built: tuple[Any, Any], trial: TrialConfig) -> tuple[Policy, LiveReference]:
-    """A policy that has moved away from its reference."""
+def make_trained_policy(built: tuple[Any, Any], trial: TrialConfig) -> tuple[Policy, LiveReference]:
+    """Make a policy that has moved away from its reference."""
     model = attach_adapters(copy.deepcopy(built[0]), trial)
     policy = Policy(model, trial.objective)
     reference = LiveReference(policy, trial)
@@ -159,10 +159,10 @@ def moved(built: tuple[Any, Any], trial: TrialConfig) -> tuple[Policy, LiveRefer
     return policy, reference
 
 
-def test_the_log_probabilities_are_those_of_whole_logits(built: tuple[Any, Any]) -> None:
-    model, processor = built
-    batch = PairEncoder(processor, config("released"), PAIRS).encode_batch(range(3))
-    policy = Policy(model, config("released").objective)
+def test_the_log_probabilities_are_those_of_whole_logits(muffin: tuple[Any, Any]) -> None:
+    model, processor = muffin
+    batch = PairEncoder(processor, make_config("released"), PAIRS).encode_batch(range(3))
+    policy = Policy(model, make_config("released").objective)
     scores = policy.reference_scores(batch)
     for row, pair in enumerate(PAIRS):
         for side in ("chosen", "rejected"):
@@ -184,14 +184,14 @@ def test_the_log_probabilities_are_those_of_whole_logits(built: tuple[Any, Any])
 
 @pytest.mark.parametrize("form", ["paper", "released"])
 def test_a_shared_prompt_gives_the_same_loss_and_gradients(
-    built: tuple[Any, Any], form: str
+    muffin: tuple[Any, Any], form: str
 ) -> None:
     objective = {"form": form, "weights": {"segment": 3.0, "token": 0.5}}
-    trial = config("released", objective=objective)
-    batch = PairEncoder(built[1], trial, PAIRS).encode_batch(range(3))
+    trial = make_config("released", objective=objective)
+    batch = PairEncoder(muffin[1], trial, PAIRS).encode_batch(range(3))
     found = []
     for shared in (False, True):
-        policy, reference = moved(built, trial)
+        policy, reference = make_trained_policy(muffin, trial)
         trained = set_trained(policy.model, trial)
         if shared:
             with use_packed_attention(policy.model):
@@ -207,10 +207,10 @@ def test_a_shared_prompt_gives_the_same_loss_and_gradients(
     assert float((found[0][1] - found[1][1]).norm() / found[0][1].norm()) <= 1e-5
 
 
-def test_what_leads_a_response_says_the_same_for_both(built: tuple[Any, Any]) -> None:
-    trial = config("released", objective="dpo")
-    batch = PairEncoder(built[1], trial, PAIRS).encode_batch(range(3))
-    policy, _ = moved(built, trial)
+def test_what_leads_a_response_says_the_same_for_both(muffin: tuple[Any, Any]) -> None:
+    trial = make_config("released", objective="dpo")
+    batch = PairEncoder(muffin[1], trial, PAIRS).encode_batch(range(3))
+    policy, _ = make_trained_policy(muffin, trial)
     scores = policy.reference_scores(batch)
     assert batch.chosen.leading is not None
     first = batch.chosen.leading.shape[1]
@@ -222,12 +222,12 @@ def test_what_leads_a_response_says_the_same_for_both(built: tuple[Any, Any]) ->
     assert not torch.allclose(*after, atol=1e-3)
 
 
-def test_a_response_is_cut_and_what_leads_it_stays(built: tuple[Any, Any]) -> None:
-    trial = config("released")
-    whole = PairEncoder(built[1], trial, PAIRS).encode_batch([1])
+def test_a_response_is_cut_and_what_leads_it_stays(muffin: tuple[Any, Any]) -> None:
+    trial = make_config("released")
+    whole = PairEncoder(muffin[1], trial, PAIRS).encode_batch([1])
     room = int(whole.prompts.mask.sum()) + 2
-    short = config("released", training={"label_rule": "released", "max_length": room})
-    batch = PairEncoder(built[1], short, PAIRS).encode_batch([1])
+    short = make_config("released", training={"label_rule": "released", "max_length": room})
+    batch = PairEncoder(muffin[1], short, PAIRS).encode_batch([1])
     assert batch.chosen.leading is not None
     assert int(batch.chosen.mask.sum()) == batch.chosen.leading.shape[1] + 2
     assert [cut[:2] for cut in batch.cut_responses] == [("1", "chosen"), ("1", "rejected")]

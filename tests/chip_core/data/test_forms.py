@@ -30,11 +30,11 @@ PROMPTED = {"prompt": SAID[0], "chosen": SAID[1], "rejected": SAID[2]}
 WHOLE = {"chosen": [USER, CHOSEN], "rejected": [USER, REJECTED]}
 
 
-def parts(message: dict[str, Any], images: int = 0) -> dict[str, Any]:
-    return files.message(message["role"], message["content"], images)
+def to_parts(message: dict[str, Any], images: int = 0) -> dict[str, Any]:
+    return files.make_message(message["role"], message["content"], images)
 
 
-def system(content: Any) -> dict[str, Any]:
+def make_system_message(content: Any) -> dict[str, Any]:
     return {"role": "system", "content": content}
 
 
@@ -66,15 +66,15 @@ READ: dict[str, dict[str, Any]] = {
     },
     "TRL: messages of parts": {
         "images": ["images/0.jpg"],
-        "prompt": [parts(USER, 1)],
-        "chosen": [parts(CHOSEN)],
-        "rejected": [parts(REJECTED)],
+        "prompt": [to_parts(USER, 1)],
+        "chosen": [to_parts(CHOSEN)],
+        "rejected": [to_parts(REJECTED)],
     },
     "TRL: the prompt within": {"images": ["images/0.jpg"], **WHOLE},
     "TRL: the prompt within, as parts": {
         "images": ["images/0.jpg"],
-        "chosen": [parts(USER, 1), parts(CHOSEN)],
-        "rejected": [parts(USER, 1), parts(REJECTED)],
+        "chosen": [to_parts(USER, 1), to_parts(CHOSEN)],
+        "rejected": [to_parts(USER, 1), to_parts(REJECTED)],
     },
     "TRL: a text beside whole conversations": {
         "images": ["images/0.jpg"],
@@ -123,20 +123,20 @@ READ: dict[str, dict[str, Any]] = {
     },
     "TRL: an empty system message": {
         "images": ["images/0.jpg"],
-        "prompt": [system(""), USER],
+        "prompt": [make_system_message(""), USER],
         "chosen": [CHOSEN],
         "rejected": [REJECTED],
     },
     "TRL: a blank one of parts": {
         "images": ["images/0.jpg"],
-        "prompt": [system([{"type": "text", "text": " \n"}]), USER],
+        "prompt": [make_system_message([{"type": "text", "text": " \n"}]), USER],
         "chosen": [CHOSEN],
         "rejected": [REJECTED],
     },
     "TRL: one without content, within": {
         "images": ["images/0.jpg"],
-        "chosen": [system(None), USER, CHOSEN],
-        "rejected": [system(None), USER, REJECTED],
+        "chosen": [make_system_message(None), USER, CHOSEN],
+        "rejected": [make_system_message(None), USER, REJECTED],
     },
     "dates": {
         "image": "images/0.jpg",
@@ -149,7 +149,7 @@ READ: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("row", READ.values(), ids=READ.keys())
-def test_what_is_read(tmp_path: Path, row: dict[str, Any]) -> None:
+def test_each_form_of_a_row_is_read(tmp_path: Path, row: dict[str, Any]) -> None:
     files.write_images(tmp_path, 1)
     (pair,) = load_pairs(DataConfig(source=str(files.write_lines(tmp_path / "a.jsonl", [row]))))
     said = SAID
@@ -166,7 +166,9 @@ def test_what_is_read(tmp_path: Path, row: dict[str, Any]) -> None:
 def test_messages_of_parquet_in_any_kind_of_list(tmp_path: Path, kind: Any) -> None:
     said = pa.struct({"role": pa.string(), "content": pa.string()})
     columns = {name: pa.array([WHOLE[name]], kind(said)) for name in WHOLE}
-    table = pa.table({**columns, "images": pa.array([[files.picture()]], pa.list_(pa.binary()))})
+    table = pa.table(
+        {**columns, "images": pa.array([[files.make_image_bytes()]], pa.list_(pa.binary()))}
+    )
     parquet.write_table(table, tmp_path / "a.parquet")
     (pair,) = load_pairs(DataConfig(source=str(tmp_path / "a.parquet")))
     assert (pair.prompt, pair.chosen, pair.rejected) == SAID
@@ -174,7 +176,7 @@ def test_messages_of_parquet_in_any_kind_of_list(tmp_path: Path, kind: Any) -> N
 
 @pytest.mark.parametrize("kind", ["struct", "JSON"])
 def test_text_of_parquet(tmp_path: Path, kind: str) -> None:
-    row = files.rlhf_v(0, text=TEXT if kind == "struct" else json.dumps(TEXT), more=[1.5])
+    row = files.make_rlhf_v_row(0, text=TEXT if kind == "struct" else json.dumps(TEXT), more=[1.5])
     path = files.write_parquet(tmp_path / "a.parquet", [row])
     (pair,) = load_pairs(DataConfig(source=str(path)))
     assert (pair.prompt, pair.chosen, pair.rejected) == SAID
@@ -197,7 +199,7 @@ TOLD: dict[str, tuple[str, dict[str, Any], str]] = {
     "text lacks one": (V, {"image": "a", "text": {"question": "?", "chosen": "a"}}, "no rejected"),
     "a system message": (
         M,
-        {"images": ["a"], "prompt": [system("Be brief."), USER], **ANSWERS},
+        {"images": ["a"], "prompt": [make_system_message("Be brief."), USER], **ANSWERS},
         "prompt has messages of system, user: one of user is supported",
     ),
     "a tool": (
@@ -246,7 +248,9 @@ TOLD: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("good", "row", "reason"), TOLD.values(), ids=TOLD.keys())
-def test_what_is_told(tmp_path: Path, good: str, row: dict[str, Any], reason: str) -> None:
+def test_a_row_of_no_known_form_is_reported(
+    tmp_path: Path, good: str, row: dict[str, Any], reason: str
+) -> None:
     files.write_images(tmp_path, 1)
     path = files.write_lines(tmp_path / "a.jsonl", [READ[good], row])
     (bad,) = [
@@ -268,7 +272,9 @@ def test_what_is_told(tmp_path: Path, good: str, row: dict[str, Any], reason: st
 def test_a_text_that_was_stored_as_a_time_is_told(
     tmp_path: Path, column: str, value: object
 ) -> None:
-    path = files.write_parquet(tmp_path / "a.parquet", [files.rlaif_v(0, **{column: value})])
+    path = files.write_parquet(
+        tmp_path / "a.parquet", [files.make_rlaif_v_row(0, **{column: value})]
+    )
     (bad,) = check_rows(open_source(DataConfig(source=str(path))))
     assert isinstance(bad, BadRow)
     assert bad.reason == (
@@ -280,9 +286,9 @@ def test_a_text_that_was_stored_as_a_time_is_told(
 def test_images_may_begin_late(tmp_path: Path) -> None:
     """Each row without one is told, and the file is read."""
     files.write_images(tmp_path, 1)
-    rows = [files.line(number, image=None) for number in range(20)]
+    rows = [files.make_path_row(number, image=None) for number in range(20)]
     del rows[3]["image"]
-    rows.append(files.line(20, image="images/0.jpg"))
+    rows.append(files.make_path_row(20, image="images/0.jpg"))
     path = files.write_lines(tmp_path / "a.jsonl", rows)
     checked = list(check_rows(open_source(DataConfig(source=str(path)))))
     reasons = [one.reason for one in checked if isinstance(one, BadRow)]
@@ -299,7 +305,11 @@ def test_texts_and_messages_may_be_mixed(tmp_path: Path) -> None:
     assert [pair.chosen for pair in pairs] == [SAID[1]] * 2
 
 
-ROWS = [files.line(0), files.line(1, chosen="Ein Bär, groß."), files.line(2)]
+ROWS = [
+    files.make_path_row(0),
+    files.make_path_row(1, chosen="Ein Bär, groß."),
+    files.make_path_row(2),
+]
 LINES = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)
 #: Content -> where row 1 lies.
 LAID: dict[str, tuple[str | bytes, str]] = {

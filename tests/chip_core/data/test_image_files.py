@@ -20,7 +20,7 @@ from . import files, pictures
 from .pictures import GREY, OPAQUE, TRANSPARENT
 
 
-def pixels(image: Image.Image) -> pictures.Pixels:
+def read_pixels(image: Image.Image) -> pictures.Pixels:
     return [tuple(pixel) for pixel in np.asarray(image)[0].tolist()]
 
 
@@ -65,7 +65,7 @@ def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
 
 def test_a_path_may_go_through_folders_and_back(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    (tmp_path / "b.jpg").write_bytes(files.picture())
+    (tmp_path / "b.jpg").write_bytes(files.make_image_bytes())
     assert ImageReader(tmp_path).resolve_file("a/../b.jpg") == tmp_path / "b.jpg"
 
 
@@ -75,10 +75,10 @@ def test_what_is_transparent_is_seen_on_white_or_as_it_is_stored(name: str) -> N
     ways: list[tuple[Transparency, pictures.Pixels]] = [("white", case.white), ("drop", case.drop)]
     for transparency, expected in ways:
         read = read_image(case.content, transparency)
-        assert (read.mode, pixels(read)) == ("RGB", expected)
+        assert (read.mode, read_pixels(read)) == ("RGB", expected)
         # Nothing is left by which transformers, or anyone, would make it transparent once more.
         assert not read.has_transparency_data
-        assert pixels(Image.fromarray(convert_to_rgb(read, return_numpy=True))) == expected
+        assert read_pixels(Image.fromarray(convert_to_rgb(read, return_numpy=True))) == expected
     assert ImageReader(None).size(ImageRef(data=case.content)) == (len(case.white), 1)
 
 
@@ -95,7 +95,7 @@ def test_every_alpha_is_blended_as_transformers_does(alpha: int) -> None:
     image = Image.fromarray(shades[None].astype(np.uint8))
     image.putalpha(alpha)
     theirs = convert_to_rgb(image, return_numpy=True)
-    assert np.array_equal(np.asarray(read_image(pictures.saved(image, "PNG"))), theirs)
+    assert np.array_equal(np.asarray(read_image(pictures.encode(image, "PNG"))), theirs)
     # And within one of what is said: (c · a + 255 · (255 - a)) / 255.
     said = (shades * alpha + 255 * (255 - alpha)) / 255
     assert np.abs(theirs[0] - said).max() < 1
@@ -104,19 +104,19 @@ def test_every_alpha_is_blended_as_transformers_does(alpha: int) -> None:
 @pytest.mark.parametrize("name", OPAQUE)
 def test_what_has_no_alpha_is_read_one_way(name: str) -> None:
     content, expected = OPAQUE[name]
-    assert pixels(read_image(content)) == pixels(read_image(content, "drop")) == expected
+    assert read_pixels(read_image(content)) == read_pixels(read_image(content, "drop")) == expected
 
 
 @pytest.mark.parametrize("name", GREY)
 def test_grey_of_many_bits_is_scaled(name: str) -> None:
     content, expected = GREY[name]
-    assert pixels(read_image(content)) == pictures.grey(*expected)
-    assert pixels(read_image(content, "drop")) == pictures.grey(*expected)
+    assert read_pixels(read_image(content)) == pictures.grey(*expected)
+    assert read_pixels(read_image(content, "drop")) == pictures.grey(*expected)
 
 
 def test_all_greys_of_16_bits() -> None:
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    read = np.asarray(read_image(pictures.saved(Image.fromarray(values), "PNG")))
+    read = np.asarray(read_image(pictures.encode(Image.fromarray(values), "PNG")))
     assert np.array_equal(read[..., 0], values // 257)  # 65535 = 255 · 257
 
 
@@ -165,8 +165,8 @@ def test_every_kind_is_turned(kind: str, mode: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}.get(kind, {})
-    content = pictures.saved(stored, kind, exif=exif, **options)
-    upright = np.asarray(read_image(pictures.saved(stored, kind, **options)))
+    content = pictures.encode(stored, kind, exif=exif, **options)
+    upright = np.asarray(read_image(pictures.encode(stored, kind, **options)))
     expected = TURNED[orientation](upright)
     read = read_image(content)
     assert np.array_equal(np.asarray(read), expected)
@@ -178,19 +178,19 @@ def test_the_first_frame_of_an_animation_lies_on_white() -> None:
     frames = [pictures.row("RGBA", [(255, 0, 0, 128), (0, 0, 0, 0)]) for _ in range(2)]
     frames[1].putalpha(255)
     for kind, options in (("PNG", {}), ("WEBP", {"lossless": True})):
-        content = pictures.saved(
+        content = pictures.encode(
             frames[0], kind, save_all=True, append_images=frames[1:], **options
         )
-        assert pixels(read_image(content)) == [pictures.HALF_RED, pictures.WHITE]
+        assert read_pixels(read_image(content)) == [pictures.HALF_RED, pictures.WHITE]
     # A GIF has no half: of two palettes with a transparent colour the first counts.
     one, other = pictures.row("P", [0, 1]), pictures.row("P", [1, 1])
     for frame in (one, other):
         frame.putpalette([0, 0, 0, 10, 20, 30])
     for disposal in (1, 2, 3):
-        content = pictures.saved(
+        content = pictures.encode(
             one, "GIF", save_all=True, append_images=[other], transparency=0, disposal=disposal
         )
-        assert pixels(read_image(content)) == [pictures.WHITE, pictures.OWN]
+        assert read_pixels(read_image(content)) == [pictures.WHITE, pictures.OWN]
 
 
 def test_images_in_memory_of_every_mode_become_rgb() -> None:
@@ -201,12 +201,14 @@ def test_images_in_memory_of_every_mode_become_rgb() -> None:
         "P": quantized,
     }
     for mode, image in half.items():
-        assert pixels(to_rgb(image)) == [pictures.HALF_RED], mode
-        assert pixels(to_rgb(image, "drop")) == [pictures.RED], mode
+        assert read_pixels(to_rgb(image)) == [pictures.HALF_RED], mode
+        assert read_pixels(to_rgb(image, "drop")) == [pictures.RED], mode
     for mode in ("LA", "La"):
-        assert pixels(to_rgb(pictures.row("LA", [(0, 128)]).convert(mode))) == [(127, 127, 127)]
+        assert read_pixels(to_rgb(pictures.row("LA", [(0, 128)]).convert(mode))) == [
+            (127, 127, 127)
+        ]
     signed = pictures.row("I", [-7, 255])  # not of a TIFF that says that it has no sign
-    assert pixels(to_rgb(signed)) == pictures.grey(0, 255)
+    assert read_pixels(to_rgb(signed)) == pictures.grey(0, 255)
     opaque = Image.new("RGB", (2, 1))
     assert to_rgb(opaque) is opaque
 
@@ -221,7 +223,7 @@ def test_the_check_of_rows_decodes_a_jpeg_at_a_part_of_its_size(
         return to_rgb(image, transparency)
 
     monkeypatch.setattr(image_files, "to_rgb", noted)
-    ref = ImageRef(data=files.picture(size=(640, 480)))
+    ref = ImageRef(data=files.make_image_bytes(size=(640, 480)))
     assert ImageReader(None).size(ref) == (640, 480)
     ImageReader(None).read_small(ref)
     assert decoded == [(80, 60), (160, 120)]  # an eighth; a quarter: 64 at least

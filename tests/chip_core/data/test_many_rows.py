@@ -25,8 +25,8 @@ BAD, CUT = (0, 6, 7, 49), 33
 
 @pytest.fixture(params=["parquet", "jsonl"])
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> DataSource:
-    rows = [files.rlhf_v(n, **({"chosen": ""} if n in BAD else {})) for n in range(ROWS)]
-    whole = files.picture()
+    rows = [files.make_rlhf_v_row(n, **({"chosen": ""} if n in BAD else {})) for n in range(ROWS)]
+    whole = files.make_image_bytes()
     rows[CUT]["image"] = {"bytes": whole[: len(whole) // 2], "path": None}
     path = tmp_path / f"rows.{request.param}"
     if request.param == "parquet":
@@ -34,11 +34,11 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> DataSource:
     else:
         (tmp_path / "a.jpg").write_bytes(whole)
         (tmp_path / "cut.jpg").write_bytes(rows[CUT]["image"]["bytes"])
-        path.write_text("".join(json.dumps(_line(row)) + "\n" for row in rows))
+        path.write_text("".join(json.dumps(_to_json_row(row)) + "\n" for row in rows))
     return open_source(DataConfig(source=str(path)))
 
 
-def _line(row: dict[str, Any]) -> dict[str, Any]:
+def _to_json_row(row: dict[str, Any]) -> dict[str, Any]:
     said = json.loads(row["text"])
     return {
         "id": row["idx"],
@@ -49,7 +49,7 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _plain(found: ValidRow | BadRow) -> object:
+def _to_comparable(found: ValidRow | BadRow) -> object:
     if isinstance(found, BadRow):
         return str(found)
     return found.row.index, found.row.texts, found.size
@@ -57,9 +57,9 @@ def _plain(found: ValidRow | BadRow) -> object:
 
 @pytest.mark.parametrize("threads", [2, 3])
 def test_rows_come_in_order_whoever_decoded_them(source: DataSource, threads: int) -> None:
-    alone = [_plain(row) for row in check_rows(source)]
+    alone = [_to_comparable(row) for row in check_rows(source)]
     assert [n for n, row in enumerate(alone) if isinstance(row, str)] == sorted([*BAD, CUT])
-    assert [_plain(row) for row in check_rows(source, threads=threads)] == alone
+    assert [_to_comparable(row) for row in check_rows(source, threads=threads)] == alone
 
 
 def test_pairs_are_the_same(source: DataSource) -> None:
@@ -103,7 +103,9 @@ def test_of_a_file_that_was_read_nothing_stays(tmp_path: Path) -> None:
 
     noise = os.urandom(100_000)  # which does not compress
     image = {"bytes": noise, "path": "0.jpg"}
-    rows = [files.rlhf_v(n, image={**image, "bytes": noise + b"%d" % n}) for n in range(120)]
+    rows = [
+        files.make_rlhf_v_row(n, image={**image, "bytes": noise + b"%d" % n}) for n in range(120)
+    ]
     path = files.write_parquet(tmp_path / "a.parquet", rows, row_group_size=3, use_dictionary=False)
     table = open_source(DataConfig(source=str(path))).tables[0]
     before, held = pa.total_allocated_bytes(), []

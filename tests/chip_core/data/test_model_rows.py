@@ -21,8 +21,9 @@ from chip_core.utils.errors import TrialError
 from orchestrator.cli import main
 
 from .. import families
+from ..trainings import read_losses
 from . import files
-from .test_training import losses, shapes_rows
+from .test_training import write_shapes_rows
 
 Configured = Callable[..., TrialConfig]
 WIDE = (2010, 10)  # 201:1
@@ -43,18 +44,20 @@ def qwen(tmp_path: Path) -> Path:
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
     files.write_images(tmp_path, 1)
-    (tmp_path / "images" / "wide.png").write_bytes(files.picture("PNG", WIDE))
-    (tmp_path / "images" / "tall.png").write_bytes(files.picture("PNG", WIDE[::-1]))
-    (tmp_path / "images" / "long.png").write_bytes(files.picture("PNG", (1900, 100)))
+    (tmp_path / "images" / "wide.png").write_bytes(files.make_image_bytes("PNG", WIDE))
+    (tmp_path / "images" / "tall.png").write_bytes(files.make_image_bytes("PNG", WIDE[::-1]))
+    (tmp_path / "images" / "long.png").write_bytes(files.make_image_bytes("PNG", (1900, 100)))
     made = [
-        files.line(0),
-        files.line(0, id="wide", image="images/wide.png"),
-        files.line(0, id="tall", image="images/tall.png"),
-        files.line(0, id="long", image="images/long.png"),
-        files.line(0, id="rejected", rejected_image="images/wide.png"),
-        files.line(0, id="text", chosen="the <|image_pad|> tag", prompt="what is <|im_end|> ?"),
-        files.line(0, id="video", rejected="a <|video_pad|> dog"),
-        files.line(0, id="asked", prompt="a <|video_pad|> ?"),
+        files.make_path_row(0),
+        files.make_path_row(0, id="wide", image="images/wide.png"),
+        files.make_path_row(0, id="tall", image="images/tall.png"),
+        files.make_path_row(0, id="long", image="images/long.png"),
+        files.make_path_row(0, id="rejected", rejected_image="images/wide.png"),
+        files.make_path_row(
+            0, id="text", chosen="the <|image_pad|> tag", prompt="what is <|im_end|> ?"
+        ),
+        files.make_path_row(0, id="video", rejected="a <|video_pad|> dog"),
+        files.make_path_row(0, id="asked", prompt="a <|video_pad|> ?"),
     ]
     return files.write_lines(tmp_path / "a.jsonl", made)
 
@@ -119,7 +122,7 @@ def test_only_odd_sizes_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_marks_in_texts_are_trained_on_as_text(shapes_config: Configured, tmp_path: Path) -> None:
-    rows = shapes_rows(tmp_path / "d", 6)
+    rows = write_shapes_rows(tmp_path / "d", 6)
     changes: list[dict[str, Any]] = [
         {"chosen": "an <image> tag and </s> ."},
         {"rejected": "<pad> </s>"},
@@ -131,5 +134,5 @@ def test_marks_in_texts_are_trained_on_as_text(shapes_config: Configured, tmp_pa
     config = shapes_config(data__source=str(path))
     result = run_trial(config, folder=tmp_path / "trial")
     assert result.data["pairs"] == 6
-    assert len(losses(tmp_path / "trial")) == result.steps > 0
+    assert len(read_losses(tmp_path / "trial")) == result.steps > 0
     assert len(load_pairs(config.data)) == 6

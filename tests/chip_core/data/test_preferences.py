@@ -13,19 +13,19 @@ from chip_core.utils.errors import ConfigError
 from . import files
 
 
-def write(folder: Path, images: list[str], **changes: object) -> DataConfig:
+def write_pairs(folder: Path, images: list[str], **changes: object) -> DataConfig:
     """Write a row for each image: `a`, `b` and `c` are pictures, anything else is broken."""
     (folder / "images").mkdir(exist_ok=True)
     for number, name in enumerate("abc"):
-        (folder / "images" / name).write_bytes(files.picture(colour=50 * number))
+        (folder / "images" / name).write_bytes(files.make_image_bytes(colour=50 * number))
     (folder / "images" / "broken").write_bytes(b"what?")
-    lines = [files.line(0, image=f"images/{name}", id=None) for name in images]
+    lines = [files.make_path_row(0, image=f"images/{name}", id=None) for name in images]
     path = files.write_lines(folder / "pairs.jsonl", [b"not JSON", *lines])
     return DataConfig(source=str(path), **changes)
 
 
 def test_the_first_pairs_show_different_pictures(tmp_path: Path) -> None:
-    config = write(tmp_path, ["broken", "a", "a", "b", "broken", "c"])
+    config = write_pairs(tmp_path, ["broken", "a", "a", "b", "broken", "c"])
     found = load_first_pairs(config, 2)
     # row 0 is not JSON, row 1 is broken, row 3 shows the picture of row 2
     assert [pair.id for pair in found] == ["pairs.jsonl:2", "pairs.jsonl:4"]
@@ -33,11 +33,12 @@ def test_the_first_pairs_show_different_pictures(tmp_path: Path) -> None:
 
 
 def test_only_the_first_rows_are_looked_at(tmp_path: Path) -> None:
-    assert load_first_pairs(write(tmp_path, ["broken"] * MAX_PREVIEW_ROWS + ["a"]), 1) == []
+    assert load_first_pairs(write_pairs(tmp_path, ["broken"] * MAX_PREVIEW_ROWS + ["a"]), 1) == []
     assert (
-        load_first_pairs(write(tmp_path, ["broken", "a", "b"], limit=3), 2)[0].id == "pairs.jsonl:2"
+        load_first_pairs(write_pairs(tmp_path, ["broken", "a", "b"], limit=3), 2)[0].id
+        == "pairs.jsonl:2"
     )
-    assert len(load_first_pairs(write(tmp_path, ["a", "b", "c"], limit=2), 2)) == 1
+    assert len(load_first_pairs(write_pairs(tmp_path, ["a", "b", "c"], limit=2), 2)) == 1
 
 
 def test_the_embedded_worlds_first_pairs() -> None:
@@ -60,7 +61,7 @@ def test_a_hub_data_set_that_is_not_here_is_not_fetched(
 
 @pytest.mark.parametrize("source", ["shapes", "own"])
 def test_a_number_that_is_no_pairs_is_an_index_error(tmp_path: Path, source: str) -> None:
-    own = write(tmp_path, ["a", "b"], on_bad_row="skip")
+    own = write_pairs(tmp_path, ["a", "b"], on_bad_row="skip")
     pairs = load_pairs(DataConfig(limit=2) if source == "shapes" else own)
     assert len(pairs) == 2
     for number in (2, -1):

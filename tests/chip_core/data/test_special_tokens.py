@@ -34,7 +34,7 @@ MARKS = ["<image>", "</s>", "<s>", "<|im_start|>"]
 SIDE, PATCHES = 16, 4  # of 8 pixels a patch
 
 
-def trained(pre_tokenizer: Any, decoder: Any) -> Tokenizer:
+def train_tokenizer(pre_tokenizer: Any, decoder: Any) -> Tokenizer:
     made = Tokenizer(models.BPE(unk_token=None, byte_fallback=False))
     made.pre_tokenizer, made.decoder = pre_tokenizer, decoder
     trainer = trainers.BpeTrainer(
@@ -44,19 +44,21 @@ def trained(pre_tokenizer: Any, decoder: Any) -> Tokenizer:
     return made
 
 
-def byte_level() -> Tokenizer:
-    """As Qwen and Llama 3 have it."""
-    return trained(pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel())
+def make_byte_level() -> Tokenizer:
+    """Train a byte-level tokenizer, as Qwen and Llama 3 have it."""
+    return train_tokenizer(pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel())
 
 
-def metaspace() -> Tokenizer:
-    """As Llama 2 has it: a beginning gets a space, and every text an `<s>`."""
-    return trained(
+def make_metaspace() -> Tokenizer:
+    """Train one as Llama 2 has it: a beginning gets a space, and every text an `<s>`."""
+    return train_tokenizer(
         pre_tokenizers.Metaspace(prepend_scheme="first", split=False), decoders.Metaspace()
     )
 
 
-def fast(made: Tokenizer, marks: list[str], *, begins: bool = False) -> PreTrainedTokenizerFast:
+def make_fast_tokenizer(
+    made: Tokenizer, marks: list[str], *, begins: bool = False
+) -> PreTrainedTokenizerFast:
     made.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
     if begins:
         made.post_processor = processors.TemplateProcessing(
@@ -65,7 +67,7 @@ def fast(made: Tokenizer, marks: list[str], *, begins: bool = False) -> PreTrain
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=marks[-1])
 
 
-def processor(tokenizer: Any) -> LlavaProcessor:
+def make_processor(tokenizer: Any) -> LlavaProcessor:
     return LlavaProcessor(
         CLIPImageProcessorPil(size={"height": SIDE, "width": SIDE}, do_center_crop=False),
         tokenizer,
@@ -80,11 +82,11 @@ def processor(tokenizer: Any) -> LlavaProcessor:
 TEXTS = ["What does the </s> tag do?", " <image> and </s>\n", "</s>", "a<s>b <s> <|im_start|>"]
 
 
-@pytest.mark.parametrize("make", [byte_level, metaspace])
+@pytest.mark.parametrize("make", [make_byte_level, make_metaspace])
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_response_spells_marks(make: Any, text: str) -> None:
-    tokenizer = fast(make(), MARKS)
-    marks = SpecialTokens(processor(tokenizer))
+    tokenizer = make_fast_tokenizer(make(), MARKS)
+    marks = SpecialTokens(make_processor(tokenizer))
     ids = marks.tokenize(text)
     # Those of a tokenizer that never knew the marks.
     assert ids == make().encode(text, add_special_tokens=False).ids
@@ -92,11 +94,11 @@ def test_a_response_spells_marks(make: Any, text: str) -> None:
     assert marks.find_unencodable(text) is None
 
 
-@pytest.mark.parametrize("make", [byte_level, metaspace])
+@pytest.mark.parametrize("make", [make_byte_level, make_metaspace])
 @pytest.mark.parametrize("begins", [False, True])
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_prompt_spells_marks_and_shows_its_image(make: Any, begins: bool, text: str) -> None:
-    own = processor(fast(make(), MARKS, begins=begins))
+    own = make_processor(make_fast_tokenizer(make(), MARKS, begins=begins))
     hiding, (asked,) = SpecialTokens(own).hide(text)
     content = [{"type": "image"}, {"type": "text", "text": asked}]
     written = hiding.apply_chat_template([{"role": "user", "content": content}])
@@ -106,19 +108,19 @@ def test_a_prompt_spells_marks_and_shows_its_image(make: Any, begins: bool, text
     assert ids.count(image) == PATCHES
     assert made["attention_mask"].tolist() == [[1] * len(ids)]
     # Before the image and behind it: what a tokenizer that knew `<image>` alone makes of it.
-    plain = fast(make(), ["<image>"])
+    plain = make_fast_tokenizer(make(), ["<image>"])
     head = plain("USER: ")["input_ids"]
     segment = plain(f"<image>\n{text}\nASSISTANT:".replace("<image>", "", 1))["input_ids"]
     around = ids[begins : ids.index(image)], ids[len(ids) - ids[::-1].index(image) :]
     assert around[0] == head
-    if "<image>" not in text and make is byte_level:
+    if "<image>" not in text and make is make_byte_level:
         assert around[1] == segment
     assert own.tokenizer.decode(around[1]).endswith(f"{text}\nASSISTANT:")
     assert (ids[0] == own.tokenizer.convert_tokens_to_ids("<s>")) is begins
 
 
 def test_texts_without_marks_go_by_untouched() -> None:
-    own = processor(fast(byte_level(), MARKS))
+    own = make_processor(make_fast_tokenizer(make_byte_level(), MARKS))
     marks = SpecialTokens(own)
     texts = ["What does <b> do?", "a < b > c", ""]
     hiding, shown = marks.hide(*texts)
@@ -131,7 +133,7 @@ def test_texts_without_marks_go_by_untouched() -> None:
 def test_a_slow_tokenizer_spells_marks() -> None:
     tokenizer = ByT5Tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    marks = SpecialTokens(processor(tokenizer))
+    marks = SpecialTokens(make_processor(tokenizer))
     # A byte is its value and three more; `</s>` is 1 where it is a mark.
     assert marks.tokenize("</s> <image>") == [byte + 3 for byte in b"</s> <image>"]
     assert tokenizer("</s>", add_special_tokens=False)["input_ids"] == [1]
@@ -143,9 +145,9 @@ def test_a_slow_tokenizer_spells_marks() -> None:
 
 def test_a_mark_that_no_tokenizer_setting_splits_is_told() -> None:
     """One that is no special token: `split_special_tokens` lets it be."""
-    made = byte_level()
+    made = make_byte_level()
     made.add_tokens([AddedToken("<image>", special=False, normalized=False)])
-    marks = SpecialTokens(processor(PreTrainedTokenizerFast(tokenizer_object=made)))
+    marks = SpecialTokens(make_processor(PreTrainedTokenizerFast(tokenizer_object=made)))
     assert marks.find_unencodable("the <image> tag") == "<image>"
     with pytest.raises(
         TrialError, match="^the text 'the <image> tag' holds <image>, a special token that"
@@ -155,7 +157,7 @@ def test_a_mark_that_no_tokenizer_setting_splits_is_told() -> None:
 
 def test_a_tokenizer_that_splits_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """As mistral-common's in transformers."""
-    own = processor(fast(byte_level(), MARKS))
+    own = make_processor(make_fast_tokenizer(make_byte_level(), MARKS))
     whole = type(own.tokenizer).__call__
 
     def call(self: Any, text: Any, **options: Any) -> Any:
@@ -174,10 +176,9 @@ def test_a_vocabulary_that_holds_the_mark_as_a_word_is_told() -> None:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, unk_token="<unk>", additional_special_tokens=["<image>"]
     )
-    assert SpecialTokens(processor(tokenizer)).find_unencodable("the <image>") == "<image>"
-    assert (
-        SpecialTokens(processor(tokenizer)).find_unencodable("the <unk>") is None
-    )  # as good as what it is
+    assert SpecialTokens(make_processor(tokenizer)).find_unencodable("the <image>") == "<image>"
+    # `<unk>` is as good as what it stands for.
+    assert SpecialTokens(make_processor(tokenizer)).find_unencodable("the <unk>") is None
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -185,7 +186,7 @@ def test_every_family_trains_and_asks_with_its_own_marks_in_texts(family: str) -
     _, own = families.FAMILIES[family]()
     marks = [token.content for token in own.tokenizer.added_tokens_decoder.values()]
     config = TrialConfig.model_validate({"model": "shapes", "training": {"max_length": 512}})
-    pairs = families.pairs()
+    pairs = families.make_pairs()
     odd = families.ListPairs(
         replace(
             pair,
@@ -225,5 +226,5 @@ def test_every_family_trains_and_asks_with_its_own_marks_in_texts(family: str) -
         ("", False),
     ],
 )
-def test_what_may_be_a_mark(text: str, held: bool) -> None:
+def test_texts_that_may_hold_special_tokens_are_recognized(text: str, held: bool) -> None:
     assert may_hold_special_tokens(text) is held

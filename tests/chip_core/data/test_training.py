@@ -22,13 +22,14 @@ from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
 from chip_core.utils.workers import Workers
 
+from ..trainings import read_losses
 from . import files
 
 Configured = Callable[..., TrialConfig]
 
 
-def shapes_rows(folder: Path, count: int) -> list[dict[str, Any]]:
-    """The embedded world's first pairs, as a user's own JSON lines."""
+def write_shapes_rows(folder: Path, count: int) -> list[dict[str, Any]]:
+    """Return the embedded world's first pairs as a user's own rows, and write their images."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     for index in range(count):
@@ -46,21 +47,16 @@ def shapes_rows(folder: Path, count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def losses(folder: Path) -> list[float]:
-    lines = (folder / "curves.jsonl").read_text().splitlines()
-    return [json.loads(line)["figures"]["loss"] for line in lines]
-
-
 def test_the_same_pairs_train_the_same_from_a_file(
     shapes_config: Configured, tmp_path: Path
 ) -> None:
-    path = files.write_lines(tmp_path / "d" / "a.jsonl", shapes_rows(tmp_path / "d", 12))
+    path = files.write_lines(tmp_path / "d" / "a.jsonl", write_shapes_rows(tmp_path / "d", 12))
     run_trial(shapes_config(data__limit=12), folder=tmp_path / "shapes")
     told: list[Progress] = []
     result = run_trial(
         shapes_config(data__source=str(path)), folder=tmp_path / "own", report=told.append
     )
-    assert losses(tmp_path / "own") == losses(tmp_path / "shapes")
+    assert read_losses(tmp_path / "own") == read_losses(tmp_path / "shapes")
     assert result.data == {"pairs": 12, "skipped": 0, "cut_responses": 0, "cut_tokens": 0}
     assert read_result(tmp_path / "own") == result
 
@@ -74,7 +70,7 @@ def test_a_result_of_before_is_read(shapes_config: Configured, tmp_path: Path) -
 
 
 def test_a_bad_row_fails_before_the_first_step(shapes_config: Configured, tmp_path: Path) -> None:
-    rows = shapes_rows(tmp_path / "d", 6)
+    rows = write_shapes_rows(tmp_path / "d", 6)
     rows[3]["chosen"] = rows[3]["rejected"]
     path = files.write_lines(tmp_path / "d" / "a.jsonl", rows)
     folder = tmp_path / "trial"
@@ -91,7 +87,7 @@ def test_how_far_the_check_is_is_told_once_a_second(
     shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files.write_images(tmp_path, 1)
-    path = files.write_lines(tmp_path / "a.jsonl", [files.line(0) for _ in range(8)])
+    path = files.write_lines(tmp_path / "a.jsonl", [files.make_path_row(0) for _ in range(8)])
     seconds = itertools.count(step=0.4)  # each look at the clock: 0.4 s later
     clock = SimpleNamespace(monotonic=lambda: next(seconds), perf_counter=time.perf_counter)
     monkeypatch.setattr("chip_core.training.batches.time", clock)
@@ -111,7 +107,7 @@ def test_how_far_the_check_is_is_told_once_a_second(
 def test_given_rejected_images_are_asked_of_every_row(
     shapes_config: Configured, tmp_path: Path
 ) -> None:
-    rows = shapes_rows(tmp_path / "d", 6)
+    rows = write_shapes_rows(tmp_path / "d", 6)
     for row in rows[1:]:
         row["rejected_image"] = "images/0.png"
     path = files.write_lines(tmp_path / "d" / "a.jsonl", rows)
@@ -154,7 +150,7 @@ def test_responses_are_cut_and_counted_images_are_not(shapes_config: Configured)
 
 
 def test_a_prompt_that_does_not_fit_fails(shapes_config: Configured, tmp_path: Path) -> None:
-    path = files.write_lines(tmp_path / "d" / "a.jsonl", shapes_rows(tmp_path / "d", 4))
+    path = files.write_lines(tmp_path / "d" / "a.jsonl", write_shapes_rows(tmp_path / "d", 4))
     config = shapes_config(data__source=str(path), training__max_length=20)
     with pytest.raises(TrialError, match="training.max_length is 20, but a prompt with its image"):
         run_trial(config, folder=tmp_path / "trial")

@@ -40,7 +40,7 @@ def encode_picture(shown: Scene) -> str:
 
 
 def write_amber(root: Path, pictures: int = 3, *, describe: bool = True) -> Path:
-    """A description a picture, and a yes/no question a shape and picture."""
+    """Write a description a picture, and a yes/no question a shape and picture."""
     folder = root / "amber"
     queries: list[dict[str, Any]] = []
     truths: list[dict[str, Any]] = []
@@ -72,7 +72,7 @@ def write_amber(root: Path, pictures: int = 3, *, describe: bool = True) -> Path
 
 
 def write_pope(root: Path, pictures: int = 2) -> Path:
-    """Six questions a picture and split."""
+    """Write six questions a picture and split."""
     folder = root / "pope"
     for split in ("random", "popular", "adversarial"):
         rows: list[dict[str, Any]] = []
@@ -128,7 +128,7 @@ def write_mmhal(root: Path, *, embedded: bool = False) -> Path:
 
 
 def write_hallusionbench(root: Path) -> Path:
-    """A figure, the figure edited, and the question without a figure."""
+    """Write a figure, the figure edited, and the question without a figure."""
     folder = root / "hallusionbench"
     rows = []
     for figure, name in enumerate((None, "./VS/chart/0_1.png", "./VS/chart/0_2.png")):
@@ -221,7 +221,7 @@ def write_llava_bench(root: Path) -> Path:
 
 
 def write_coco(root: Path, images: dict[int, Scene]) -> Path:
-    """Annotations that say which shapes are in which image."""
+    """Write annotations that say which shapes are in which image."""
     folder = root / "coco" / "annotations"
     categories = [{"id": number, "name": shape} for number, shape in enumerate(SHAPES, start=1)]
     numbers = {category["name"]: category["id"] for category in categories}

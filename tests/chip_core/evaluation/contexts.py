@@ -20,7 +20,7 @@ SHAPES = BenchmarkConfig.model_validate({"name": "shapes", "limit": 24})
 
 
 def make_context(folder: Path, **changes: Any) -> InferenceContext:
-    """The embedded model, four items together."""
+    """Make a context of the embedded model that answers four items together."""
     torch.set_num_threads(1)
     model, processor = loading.load(ModelConfig(path="shapes"))
     settings = {"weights": "w", "data_paths": DataPaths(), "batch_size": 4, **changes}
@@ -49,7 +49,7 @@ def run_worker(rank: int, workers: int, store: str, folder: str, outcomes: Any) 
         context = make_context(Path(folder))
         evaluation: Evaluation = evaluate(context, "report", SHAPES)
         if rank == 1:
-            context.model.generate = _fails
+            context.model.generate = _raise_error
         longer_settings = SHAPES.model_copy(update={"max_new_tokens": 33})
         try:
             evaluate(context, "report", longer_settings)
@@ -63,5 +63,5 @@ def run_worker(rank: int, workers: int, store: str, folder: str, outcomes: Any) 
         torch.distributed.destroy_process_group()
 
 
-def _fails(**_: Any) -> None:
+def _raise_error(**_: Any) -> None:
     raise ValueError("this worker's own trouble")

@@ -28,7 +28,7 @@ from chip_core.utils.files import read_records
 
 from . import benchmark_files
 from .contexts import SHAPES, answer_and_die, make_context, run_worker
-from .judge.server import good, serving
+from .judge.server import rate_question, run_judge_server
 
 #: Processes are forked from one that has imported what all of them need, and has no threads.
 FORKED = multiprocessing.get_context("forkserver")
@@ -37,18 +37,18 @@ FORKED.set_forkserver_preload(
 )
 
 
-def in_process(work: Callable[..., None], *given: Any) -> multiprocessing.process.BaseProcess:
+def run_in_process(work: Callable[..., None], *given: Any) -> multiprocessing.process.BaseProcess:
     process = FORKED.Process(target=work, args=given)
     process.start()
     process.join(120)
     return process
 
 
-def responses(folder: Path, name: str = "report-shapes") -> list[dict[str, Any]]:
+def read_responses(folder: Path, name: str = "report-shapes") -> list[dict[str, Any]]:
     return read_records(folder / "responses" / f"{name}.jsonl")
 
 
-class Counting:
+class AnswerCounter:
     """Counts the items that were answered."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_what_is_left_on_disk(tmp_path: Path) -> None:
     assert (found.metadata["n"], found.metadata["missing"]) == (24, 0)
     assert (found.metadata["limit"], found.metadata["of"]) == (24, 1000)
     assert not {"bf16", "cut", "generator", "parity"} & found.metadata.keys()
-    lines = responses(tmp_path)
+    lines = read_responses(tmp_path)
     assert len(lines) == found.items == 24
     assert set(lines[0]) == {"item", "prompt", "response", "truth"}
     (chair_s,) = [metric for metric in scores["metrics"] if metric["name"] == "chair_s"]
@@ -96,7 +96,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(
         make_context(tmp_path / "whole", report_progress=told.append), "report", SHAPES
     )
     answered = told[2].done  # by the second time that answers are told
-    killed = in_process(answer_and_die, str(tmp_path / "killed"), 2)
+    killed = run_in_process(answer_and_die, str(tmp_path / "killed"), 2)
     assert killed.exitcode == -signal.SIGKILL
     left = {
         record["item"]
@@ -104,14 +104,14 @@ def test_a_killed_evaluation_goes_on_where_it_was(
         for record in read_records(file)
     }
     assert len(left) == answered and 0 < answered < 24  # nothing that was told is lost
-    counting = Counting(monkeypatch)
+    counting = AnswerCounter(monkeypatch)
     again = evaluate(
         make_context(tmp_path / "again", earlier=[tmp_path / "killed"]), "report", SHAPES
     )
     assert len(counting.items) == 24 - answered  # nothing is made twice
     assert left.isdisjoint(counting.items)
     assert again.metrics == whole.metrics
-    assert responses(tmp_path / "again") == responses(tmp_path / "whole")
+    assert read_responses(tmp_path / "again") == read_responses(tmp_path / "whole")
     assert again.metadata["taken_over"] == answered
     # and once more, from the attempt that took them over
     counting.items.clear()
@@ -123,7 +123,7 @@ def test_answers_of_other_weights_or_settings_are_not_taken_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate(make_context(tmp_path / "one"), "report", SHAPES)
-    counting = Counting(monkeypatch)
+    counting = AnswerCounter(monkeypatch)
     earlier = [tmp_path / "one"]
     evaluate(make_context(tmp_path / "a", weights="other", earlier=earlier), "report", SHAPES)
     assert len(counting.items) == 24
@@ -142,7 +142,7 @@ def test_answers_are_those_of_the_weights_on_either_side_of_a_benchmark(
         for limit in (4, 6)
     )
     generate_answers(make_context(tmp_path / "one", data_paths=data_paths), "select", few)
-    counting = Counting(monkeypatch)
+    counting = AnswerCounter(monkeypatch)
     # By another mark of the same weights now, quoted, and with a larger limit.
     context = make_context(
         tmp_path / "two",
@@ -202,7 +202,7 @@ def test_two_workers_give_what_one_gives_and_fail_together(tmp_path: Path) -> No
         trouble = "ValueError: this worker's own trouble"
         assert found[0] == (one.metrics, 24, f"TrialError: worker 1: {trouble}")
         assert found[1] == (one.metrics, 24, trouble)
-    assert responses(tmp_path / "two") == responses(tmp_path / "one")
+    assert read_responses(tmp_path / "two") == read_responses(tmp_path / "one")
     shares = [
         len(read_records(file))
         for rank in (0, 1)
@@ -224,7 +224,7 @@ def test_no_reply_is_paid_for_twice_over_two_trials(
     monkeypatch.setenv("JUDGE_KEY", "k")
     benchmark_files.write_mmhal(tmp_path)
     data_paths = DataPaths(benchmark_data=tmp_path, judge_cache=tmp_path / "cache")
-    with serving(good) as server:
+    with run_judge_server(rate_question) as server:
         judge = {"model": "judge", "base_url": server.url, "api_key_env": "JUDGE_KEY"}
         settings = BenchmarkConfig.model_validate(
             {"name": "mmhal", "judge": judge, "max_new_tokens": 16}
@@ -299,13 +299,13 @@ def test_a_larger_limit_goes_on_from_a_smaller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate(make_context(tmp_path), "report", SHAPES.model_copy(update={"limit": 8}))
-    counting = Counting(monkeypatch)
+    counting = AnswerCounter(monkeypatch)
     found = evaluate(make_context(tmp_path), "report", SHAPES)
     assert len(counting.items) == 16
     assert found.metadata["taken_over"] == 8
 
 
-class Program(ExternalBenchmark):
+class StubProgram(ExternalBenchmark):
     """Stands in for another program."""
 
     version = "stub-1"
@@ -332,7 +332,7 @@ class Program(ExternalBenchmark):
 def test_another_program_gets_a_whole_model_and_gives_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = Program()
+    program = StubProgram()
     monkeypatch.setitem(BENCHMARKS._entries, "program", program)
     settings = BenchmarkConfig(name="program")
     asked = make_context(tmp_path)

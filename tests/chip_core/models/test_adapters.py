@@ -30,7 +30,7 @@ from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import read_records
 
-from ..plain import logits, original_logits
+from ..naive_forward import compute_logits, compute_original_logits
 from ..trainings import train
 
 Configured = Callable[..., TrialConfig]
@@ -48,7 +48,7 @@ TRAINED = [
 ]
 
 
-def ready(config: TrialConfig) -> tuple[Any, Any, PairBatch]:
+def prepare_model(config: TrialConfig) -> tuple[Any, Any, PairBatch]:
     model, processor = loading.load(config.model)
     pairs = load_pairs(config.data)
     batch = PairEncoder(processor, config, pairs).encode_batch(range(4))
@@ -60,18 +60,18 @@ def test_the_reference_is_the_base_and_does_not_move(
     shapes_config: Configured, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     config = shapes_config(optimizer__lr=1e-3, **changes)
-    policy, processor, batch = ready(config)
+    policy, processor, batch = prepare_model(config)
     base, _ = loading.load(config.model)
-    before = logits(base, batch)
+    before = compute_logits(base, batch)
     reference = LiveReference(Policy(policy, config.objective), config)
-    assert torch.equal(logits(policy, batch), before)
-    assert torch.equal(original_logits(reference, policy, batch), before)
+    assert torch.equal(compute_logits(policy, batch), before)
+    assert torch.equal(compute_original_logits(reference, policy, batch), before)
     train(
         config, model=policy, processor=processor, pairs=load_pairs(config.data),
         folder=tmp_path,
     )  # fmt: skip
-    assert torch.equal(original_logits(reference, policy, batch), before)
-    assert not torch.equal(logits(policy, batch), before)
+    assert torch.equal(compute_original_logits(reference, policy, batch), before)
+    assert not torch.equal(compute_logits(policy, batch), before)
     # and what is frozen has not moved
     originals = dict(base.named_parameters())
     model = policy.get_base_model() if config.has_adapters else policy
@@ -90,7 +90,7 @@ def test_gradients_are_those_of_a_separate_reference(
     shapes_config: Configured, changes: dict[str, Any]
 ) -> None:
     config = shapes_config(**changes)
-    policy, _, batch = ready(config)
+    policy, _, batch = prepare_model(config)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if ".lora_B" in name:
@@ -176,9 +176,9 @@ def test_merged_answers_as_the_adapter_does(
     later = run_trial(config, folder=tmp_path / "later", trained_model=tmp_path / "model")
     assert later.metrics == result.metrics
     policy, _ = loading.load(config.model, trained=tmp_path / "model")
-    batch = ready(config)[2]
-    adapted = logits(policy, batch)
-    assert torch.allclose(adapted, logits(merge_adapters(policy), batch), atol=1e-4)
+    batch = prepare_model(config)[2]
+    adapted = compute_logits(policy, batch)
+    assert torch.allclose(adapted, compute_logits(merge_adapters(policy), batch), atol=1e-4)
 
 
 def test_staged_trains_the_encoder_alone_first(shapes_config: Configured, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_staged_trains_the_encoder_alone_first(shapes_config: Configured, tmp_pa
         optimizer__schedule="constant",
     )  # fmt: skip
     moved: list[set[str]] = []
-    policy, processor, _ = ready(config)
+    policy, processor, _ = prepare_model(config)
     last = {name: value.clone() for name, value in policy.state_dict().items()}
 
     def look(step: int, *_: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,8 @@ from chip_core.shapes import MODEL_FOLDER
 from chip_core.trial import run_trial
 from chip_core.utils.machine import free_memory
 
+from ..trainings import hash_outputs
+
 SHORT: dict[str, Any] = {
     "model": "shapes",
     "training": {"max_steps": 2, "batch_size": 2},
@@ -43,7 +44,7 @@ SEQUENCE: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-def kept() -> Iterator[None]:
+def enabled_caches() -> Iterator[None]:
     BASE_MODELS.enable()
     ENCODINGS.enable()
     yield
@@ -51,28 +52,25 @@ def kept() -> Iterator[None]:
     ENCODINGS.disable()
 
 
-def left(settings: dict[str, Any], folder: Path) -> dict[str, str]:
+def run_and_hash(settings: dict[str, Any], folder: Path) -> dict[str, str]:
     """Run a trial and return the hashes of its weights and answers."""
     run_trial(TrialConfig.model_validate({**SHORT, **settings}), folder=folder)
-    files = [*folder.glob("model/*.safetensors"), *folder.glob("responses/**/*.jsonl")]
-    assert len(files) >= 2
-    return {
-        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in files
-    }
+    return hash_outputs(folder)
 
 
-def test_trials_one_after_another_equal_trials_by_themselves(tmp_path: Path, kept: None) -> None:
-    together = [left(one, tmp_path / f"warm-{n}") for n, one in enumerate(SEQUENCE)]
+def test_trials_one_after_another_equal_trials_by_themselves(
+    tmp_path: Path, enabled_caches: None
+) -> None:
+    together = [run_and_hash(one, tmp_path / f"warm-{n}") for n, one in enumerate(SEQUENCE)]
     BASE_MODELS.disable()
     ENCODINGS.disable()
-    alone = [left(one, tmp_path / f"alone-{n}") for n, one in enumerate(SEQUENCE[:5])]
+    alone = [run_and_hash(one, tmp_path / f"alone-{n}") for n, one in enumerate(SEQUENCE[:5])]
     assert together == alone + alone[:2]  # the first two come again
     assert together[0] != together[2]
 
 
 def test_the_next_trial_encodes_no_prompt_that_the_last_one_did(
-    tmp_path: Path, kept: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, enabled_caches: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[str] = []
     for encoder in (PairEncoder, Encoder):
@@ -84,18 +82,18 @@ def test_the_next_trial_encodes_no_prompt_that_the_last_one_did(
             return own(self, *args)
 
         monkeypatch.setattr(encoder, "_encode", counted)
-    first = left({"objective": "chip"}, tmp_path / "0")
+    first = run_and_hash({"objective": "chip"}, tmp_path / "0")
     assert (encoded.count("PairEncoder"), encoded.count("Encoder")) == (4, 4)
-    assert left({"objective": "chip"}, tmp_path / "1") == first
-    left({"objective": "dpo", "vision_encoder": "trained"}, tmp_path / "2")
+    assert run_and_hash({"objective": "chip"}, tmp_path / "1") == first
+    run_and_hash({"objective": "dpo", "vision_encoder": "trained"}, tmp_path / "2")
     assert len(encoded) == 8
-    left({"seed": 1}, tmp_path / "3")  # other pairs, the same questions
+    run_and_hash({"seed": 1}, tmp_path / "3")  # other pairs, the same questions
     assert encoded.count("PairEncoder") > 4
     assert encoded.count("Encoder") == 4
 
 
 def test_files_that_are_mapped_as_they_are_give_the_same_figures(
-    tmp_path: Path, kept: None
+    tmp_path: Path, enabled_caches: None
 ) -> None:
     folder = tmp_path / "base"
     shutil.copytree(MODEL_FOLDER, folder)
@@ -106,33 +104,33 @@ def test_files_that_are_mapped_as_they_are_give_the_same_figures(
         metadata={"format": "pt"},
     )
     settings = {"model": str(folder), "vision_encoder": "trained"}
-    together = [left(settings, tmp_path / f"warm-{n}") for n in range(2)]
+    together = [run_and_hash(settings, tmp_path / f"warm-{n}") for n in range(2)]
     BASE_MODELS.disable()
     ENCODINGS.disable()
-    assert together == 2 * [left(settings, tmp_path / "alone")]
+    assert together == 2 * [run_and_hash(settings, tmp_path / "alone")]
 
 
 @pytest.mark.slow
 def test_thirty_trials_equal_trials_by_themselves_and_hold_no_more_memory(
-    tmp_path: Path, kept: None
+    tmp_path: Path, enabled_caches: None
 ) -> None:
     held, together = [], []
     for number in range(30):
         settings, folder = SEQUENCE[number % 5], tmp_path / f"warm-{number}"
         with ThreadPoolExecutor(1) as pool:  # Tune gives each trial a thread of its own
-            together.append(pool.submit(left, settings, folder).result())
+            together.append(pool.submit(run_and_hash, settings, folder).result())
         free_memory()
         held.append(psutil.Process().memory_info().rss)
     BASE_MODELS.disable()
     ENCODINGS.disable()
-    alone = [left(one, tmp_path / f"alone-{n}") for n, one in enumerate(SEQUENCE[:5])]
+    alone = [run_and_hash(one, tmp_path / f"alone-{n}") for n, one in enumerate(SEQUENCE[:5])]
     assert together == alone * 6
     # MiB: 456 after the third, 510 after the fourth, the first in bf16, for which oneDNN compiles
     # 186 products and keeps them (479 where it may keep 64, as in a slot). Then nothing is added.
     assert held[29] <= 1.05 * held[4]
 
 
-def test_what_is_not_trained_is_shared_and_what_is_trained_is_not(kept: None) -> None:
+def test_what_is_not_trained_is_shared_and_what_is_trained_is_not(enabled_caches: None) -> None:
     config = TrialConfig.model_validate({**SHORT, "vision_encoder": "frozen"})
     first, _ = load(config.model, config=config)
     second, _ = load(config.model, config=config)
@@ -145,7 +143,9 @@ def test_what_is_not_trained_is_shared_and_what_is_trained_is_not(kept: None) ->
     assert not load(config.model, config=config)[0]._forward_hooks
 
 
-def test_other_weights_are_loaded_anew(kept: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_weights_are_loaded_anew(
+    enabled_caches: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loads = []
     real = load.__globals__["load_complete"]
     monkeypatch.setitem(

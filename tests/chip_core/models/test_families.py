@@ -40,10 +40,10 @@ from chip_core.training.policy import LiveReference, Policy
 from chip_core.utils.files import read_records
 
 from .. import families
-from ..plain import logits, objective, original_logits
+from ..naive_forward import compute_logits, compute_original_logits, compute_policy_objective
 from ..trainings import train
 
-PAIRS = families.pairs()
+PAIRS = families.make_pairs()
 #: The second shows what the first came to.
 TWO_STEPS = {"batch_size": 3, "epochs": 2, "max_length": 256}
 
@@ -80,6 +80,13 @@ def configured(folder: Path) -> Callable[..., TrialConfig]:
     return made
 
 
+def reload_with_peft(config: TrialConfig, folder: Path) -> Any:
+    """Load a trained folder with transformers and PEFT alone."""
+    base = AutoModelForImageTextToText.from_pretrained(config.model.path, dtype=torch.float32)
+    base.load_state_dict(load_file(folder / "trained_parts.safetensors"), strict=False)
+    return peft.PeftModel.from_pretrained(base, folder).eval()
+
+
 def test_a_model_without_weights_has_the_places_of_all(
     configured: Callable[..., TrialConfig],
 ) -> None:
@@ -111,9 +118,9 @@ def test_a_padded_batch_gives_what_each_pair_gives_alone(
     encoder = PairEncoder(processor, config, PAIRS)
     together = encoder.encode_batch(range(3))
     for what in ("chosen", "rejected", "rejected_image"):
-        whole = logits(model, together, what)
+        whole = compute_logits(model, together, what)
         for row in range(3):
-            alone = logits(model, encoder.encode_batch([row]), what)[0]
+            alone = compute_logits(model, encoder.encode_batch([row]), what)[0]
             assert torch.allclose(whole[row, : len(alone)], alone, atol=2e-5)
 
 
@@ -136,8 +143,10 @@ def test_policy_is_reference_at_first_and_gradients_are_finite(
     reference = LiveReference(policy, config)
     trained = set_trained(model, config)
     batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
-    assert torch.equal(logits(model, batch), original_logits(reference, model, batch))
-    result = objective(policy, reference, batch)
+    assert torch.equal(
+        compute_logits(model, batch), compute_original_logits(reference, model, batch)
+    )
+    result = compute_policy_objective(policy, reference, batch)
     # at policy = reference: (1 + 3 + 1) log 2, and no divergence
     assert result.loss.tolist() == pytest.approx([5 * math.log(2)] * 3, rel=1e-6)
     result.loss.mean().backward()
@@ -154,20 +163,19 @@ def test_it_trains_and_reloads_with_plain_transformers(
     config = configured(training=TWO_STEPS)
     model, processor = loading.load(config.model)
     batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
-    before = logits(model, batch)
+    before = compute_logits(model, batch)
     train(config, model=model, processor=processor, pairs=PAIRS, folder=tmp_path)
     losses = [record["figures"]["loss"] for record in read_records(tmp_path / "curves.jsonl")]
     assert losses[0] == pytest.approx(5 * math.log(2), rel=1e-6)
     assert losses[1] < losses[0]
     save_model(model, processor, tmp_path / "model", config)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32)
-    assert torch.equal(logits(model, batch), logits(again.eval(), batch))
-    assert not torch.equal(logits(model, batch), before)
+    assert torch.equal(compute_logits(model, batch), compute_logits(again.eval(), batch))
+    assert not torch.equal(compute_logits(model, batch), before)
     ours, processor = loading.load(config.model, trained=tmp_path / "model")
-    batch = PairEncoder(processor, config, PAIRS).encode_batch(
-        range(3)
-    )  # the saved processor reads alike
-    assert torch.equal(logits(model, batch), logits(ours, batch))
+    # The saved processor encodes alike.
+    batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
+    assert torch.equal(compute_logits(model, batch), compute_logits(ours, batch))
 
 
 def test_bf16_trains(configured: Callable[..., TrialConfig], tmp_path: Path, folder: Path) -> None:
@@ -189,16 +197,14 @@ def test_an_adapter_reloads_with_plain_transformers_and_peft(
     train(config, model=policy, processor=processor, pairs=PAIRS, folder=tmp_path)
     save_model(policy, processor, tmp_path / "model", config)
     batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
-    trained = logits(policy, batch)
+    trained = compute_logits(policy, batch)
 
-    base = AutoModelForImageTextToText.from_pretrained(config.model.path, dtype=torch.float32)
-    base.load_state_dict(load_file(tmp_path / "model/trained_parts.safetensors"), strict=False)
-    again = peft.PeftModel.from_pretrained(base, tmp_path / "model").eval()
-    assert torch.equal(trained, logits(again, batch))
+    again = reload_with_peft(config, tmp_path / "model")
+    assert torch.equal(trained, compute_logits(again, batch))
 
     ours, _ = loading.load(config.model, trained=tmp_path / "model")
-    assert torch.equal(trained, logits(ours, batch))
-    assert torch.allclose(trained, logits(ours.merge_and_unload(), batch), atol=1e-5)
+    assert torch.equal(trained, compute_logits(ours, batch))
+    assert torch.allclose(trained, compute_logits(ours.merge_and_unload(), batch), atol=1e-5)
 
 
 def test_adapters_everywhere_are_one_folder_that_plain_peft_reads(
@@ -215,17 +221,17 @@ def test_adapters_everywhere_are_one_folder_that_plain_peft_reads(
     names = {name for part in select_trained_parameters(policy, config).values() for name in part}
     assert len(moved) == len([name for name in names if ".lora_B" in name])  # each of them moved
     batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
-    trained = logits(policy, batch)
+    trained = compute_logits(policy, batch)
 
     base = AutoModelForImageTextToText.from_pretrained(config.model.path, dtype=torch.float32)
     again = peft.PeftModel.from_pretrained(base, tmp_path / "model").eval()
-    assert torch.equal(trained, logits(again, batch))
+    assert torch.equal(trained, compute_logits(again, batch))
     ours, _ = loading.load(config.model, trained=tmp_path / "model")
-    assert torch.equal(trained, logits(ours, batch))
-    assert torch.allclose(trained, logits(ours.merge_and_unload(), batch), atol=1e-5)
+    assert torch.equal(trained, compute_logits(ours, batch))
+    assert torch.allclose(trained, compute_logits(ours.merge_and_unload(), batch), atol=1e-5)
     fresh = attach_adapters(loading.load(config.model)[0], config)
     read_weights(fresh, tmp_path / "model")
-    assert torch.equal(trained, logits(fresh, batch))
+    assert torch.equal(trained, compute_logits(fresh, batch))
 
 
 def test_a_language_model_in_whole_lies_beside_adapters_of_images(
@@ -239,13 +245,11 @@ def test_a_language_model_in_whole_lies_beside_adapters_of_images(
             parameter.add_(0.01)
     save_model(policy, processor, tmp_path / "model", config)
     batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
-    trained = logits(policy, batch)
-    base = AutoModelForImageTextToText.from_pretrained(config.model.path, dtype=torch.float32)
-    base.load_state_dict(load_file(tmp_path / "model/trained_parts.safetensors"), strict=False)
-    again = peft.PeftModel.from_pretrained(base, tmp_path / "model").eval()
-    assert torch.equal(trained, logits(again, batch))
+    trained = compute_logits(policy, batch)
+    again = reload_with_peft(config, tmp_path / "model")
+    assert torch.equal(trained, compute_logits(again, batch))
     ours, _ = loading.load(config.model, trained=tmp_path / "model")
-    assert torch.equal(trained, logits(ours, batch))
+    assert torch.equal(trained, compute_logits(ours, batch))
 
 
 def test_what_of_the_tower_gets_no_gradient_is_known_before(
@@ -257,7 +261,7 @@ def test_what_of_the_tower_gets_no_gradient_is_known_before(
     reference = LiveReference(policy, config)
     set_trained(model, config)
     batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
-    objective(policy, reference, batch).loss.mean().backward()
+    compute_policy_objective(policy, reference, batch).loss.mean().backward()
     layers = tuple(f"{name}." for name in find_tower_layers(model))
     still = {
         name
@@ -275,7 +279,7 @@ def test_what_of_the_tower_gets_no_gradient_is_known_before(
 
 def test_it_answers_in_a_batch_padded_on_the_left(folder: Path) -> None:
     model, processor = loading.load(ModelConfig(path=str(folder)))
-    items = families.items()[::4]
+    items = families.make_items()[::4]
     together = generate(model, processor, items, max_new_tokens=6)
     alone = [generate(model, processor, [item], max_new_tokens=6)[0] for item in items]
     assert together == alone
@@ -316,7 +320,7 @@ def test_a_prompt_shows_its_picture_and_says_which_tokens_are_its(
     """
     model, processor = loading.load(ModelConfig(path=str(folder)))
     batch = PairEncoder(processor, configured(), PAIRS).encode_batch(range(3))
-    (asked,) = Encoder(processor).encode(families.items()[:1])
+    (asked,) = Encoder(processor).encode(families.make_items()[:1])
     described = DescribedImage(
         id="0", image=lambda: PAIRS[0].image, prompt=PAIRS[0].prompt, true="a dog",
         hallucinated="a cat",
@@ -342,9 +346,9 @@ def test_a_prompt_shows_its_picture_and_says_which_tokens_are_its(
     # so every way says so; Qwen3-VL asks for it, and in Qwen2.5-VL it changes what is read
     if model.config.model_type == "qwen3_vl":
         return
-    right = logits(model, batch)
+    right = compute_logits(model, batch)
     del batch.prompts.inputs["mm_token_type_ids"]
-    assert not torch.allclose(logits(model, batch), right, atol=1e-4)
+    assert not torch.allclose(compute_logits(model, batch), right, atol=1e-4)
 
 
 @pytest.mark.parametrize("folder", ["llava", "llava_next"], indirect=True)
@@ -359,7 +363,7 @@ def test_a_base_named_as_before_is_trained_and_read_again(
     old = tmp_path / "old"
     shutil.copytree(folder, old)
     weights = load_file(old / "model.safetensors")
-    named = {_before_4_52(name.removeprefix("model.")): weights[name] for name in weights}
+    named = {_name_before_4_52(name.removeprefix("model.")): weights[name] for name in weights}
     assert any(name.startswith("language_model.model.") for name in named)
     save_file(named, old / "model.safetensors", {"format": "pt"})
 
@@ -367,13 +371,14 @@ def test_a_base_named_as_before_is_trained_and_read_again(
     model, processor = loading.load(config.model)
     batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
     assert torch.equal(
-        logits(model, batch), logits(loading.load(ModelConfig(path=str(folder)))[0], batch)
+        compute_logits(model, batch),
+        compute_logits(loading.load(ModelConfig(path=str(folder)))[0], batch),
     )
     policy = attach_adapters(model, config)
     with torch.no_grad():
         for parameter in set_trained(policy, config):
             parameter.add_(0.01)
-    trained = logits(policy, batch)
+    trained = compute_logits(policy, batch)
     write_weights(policy, tmp_path / "model", config)
     file = "model" if language_model == "full" else "trained_parts"
     with safe_open(tmp_path / "model" / f"{file}.safetensors", "pt") as written:
@@ -384,13 +389,13 @@ def test_a_base_named_as_before_is_trained_and_read_again(
     )
     processor.save_pretrained(tmp_path / "model")
     again, _ = loading.load(config.model, trained=tmp_path / "model")
-    assert torch.equal(trained, logits(again, batch))
+    assert torch.equal(trained, compute_logits(again, batch))
     fresh = attach_adapters(loading.load(config.model)[0], config)
     read_weights(fresh, tmp_path / "model")
-    assert torch.equal(trained, logits(fresh, batch))
+    assert torch.equal(trained, compute_logits(fresh, batch))
 
 
-def _before_4_52(name: str) -> str:
+def _name_before_4_52(name: str) -> str:
     if name.startswith("lm_head"):
         return f"language_model.{name}"
     return re.sub(r"^language_model\.(?!model\.|lm_head)", "language_model.model.", name)

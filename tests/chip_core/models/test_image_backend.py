@@ -18,8 +18,8 @@ from .. import families
 CONFIG = TrialConfig.model_validate({"model": "x"})
 
 
-def pixels(processor: Any) -> torch.Tensor:
-    batch = PairEncoder(processor, CONFIG, families.pairs()).encode_batch(range(3))
+def get_pixels(processor: Any) -> torch.Tensor:
+    batch = PairEncoder(processor, CONFIG, families.make_pairs()).encode_batch(range(3))
     return batch.prompts.inputs["pixel_values"]
 
 
@@ -36,7 +36,7 @@ def test_an_image_processor_that_resizes_by_torchvision_is_put_aside(
     model.config.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     own = type(processor.image_processor)
-    expected = pixels(load_processor(str(tmp_path)))
+    expected = get_pixels(load_processor(str(tmp_path)))
 
     class Torchvisions(TorchvisionBackend, own):  # type: ignore[misc, valid-type]
         def preprocess(self, *given: Any, **options: Any) -> Any:
@@ -49,10 +49,10 @@ def test_an_image_processor_that_resizes_by_torchvision_is_put_aside(
     def with_torchvision(*given: Any, **options: Any) -> Any:
         found = real(*given, **options)
         found.image_processor.__class__ = Torchvisions
-        assert not torch.equal(pixels(found), expected)
+        assert not torch.equal(get_pixels(found), expected)
         return found
 
     monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", with_torchvision)
     found = load_processor(str(tmp_path))
     assert not isinstance(found.image_processor, TorchvisionBackend)
-    assert torch.equal(pixels(found), expected)
+    assert torch.equal(get_pixels(found), expected)

@@ -26,10 +26,10 @@ from chip_core.utils.errors import ConfigError, TrialError
 from chip_core.utils.files import read_records
 
 from .. import families
-from ..training.test_exactness import PAIRS, config_of
+from ..training.test_exactness import PAIRS, make_config
 
 
-class Counting:
+class GraphCounter:
     """A backend that leaves a graph as it is and counts how many it was given."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Counting:
         return graph.forward  # type: ignore[no-any-return]
 
 
-class Stepping:
+class PolicyStep:
     """A step of a policy: its loss and its gradient, as one vector."""
 
     def __init__(self, config: TrialConfig, *, shared: bool) -> None:
@@ -49,12 +49,12 @@ class Stepping:
         if config.engine.gradient_checkpointing:
             recompute_layers(self.model)
         self._config = config
-        self.at()
+        self.compute()
         self._policy = Policy(self.model, config.objective, prefix_sharing=shared)
         self._reference = LiveReference(self._policy, config)
         self._encoder = PairEncoder(processor, config, PAIRS)
 
-    def at(self, *, encoder_alone: bool = False) -> None:
+    def compute(self, *, encoder_alone: bool = False) -> None:
         """Be at a stage of a training."""
         self._trained = set_trained(self.model, self._config, encoder_alone=encoder_alone)
 
@@ -66,8 +66,10 @@ class Stepping:
         return loss.item(), torch.cat([part.flatten() for part in gradients if part is not None])
 
 
-def config(language_model: str, *, again: bool, vision_encoder: str = "frozen") -> TrialConfig:
-    return config_of(
+def make_layers_config(
+    language_model: str, *, again: bool, vision_encoder: str = "frozen"
+) -> TrialConfig:
+    return make_config(
         language_model=language_model,
         vision_encoder=vision_encoder,
         engine={"gradient_checkpointing": again, "compile": "layers"},
@@ -76,26 +78,26 @@ def config(language_model: str, *, again: bool, vision_encoder: str = "frozen") 
 
 #: Operators for `varlen_attn` and its gradient, as a compiler sees them: with nothing to look into.
 @torch.library.custom_op("chip_test::sequences", mutates_args=())
-def sequences(
+def attend_sequences(
     query: Tensor, key: Tensor, value: Tensor, queries: Tensor, keys: Tensor, scale: float
 ) -> Tensor:
-    return _of_sequences(query, key, value, queries, keys, scale, None)[0]
+    return _attend_by_definition(query, key, value, queries, keys, scale, None)[0]
 
 
 @torch.library.custom_op("chip_test::sequences_backward", mutates_args=())
-def sequences_backward(
+def attend_sequences_backward(
     of_made: Tensor, query: Tensor, key: Tensor, value: Tensor, queries: Tensor, keys: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    _, *gradients = _of_sequences(query, key, value, queries, keys, scale, of_made)
+    _, *gradients = _attend_by_definition(query, key, value, queries, keys, scale, of_made)
     return tuple(gradients)
 
 
-def _of_sequences(
+def _attend_by_definition(
     query: Tensor, key: Tensor, value: Tensor, queries: Tensor, keys: Tensor, scale: float,
     of_made: Tensor | None,
 ) -> list[Tensor]:  # fmt: skip
-    """softmax(q kᵀ) v of each sequence, (T, H, d), and its gradients, written out."""
+    """Compute softmax(q kᵀ) v of each sequence, (T, H, d), and its gradients, written out."""
     made = torch.empty_like(query)
     gradients = [torch.zeros_like(part) for part in (query, key, value)]
     groups = query.shape[1] // key.shape[1]
@@ -124,27 +126,32 @@ def _of_sequences(
     return [made, *gradients]
 
 
-sequences.register_fake(lambda query, *others: torch.empty_like(query))
-sequences_backward.register_fake(
+attend_sequences.register_fake(lambda query, *others: torch.empty_like(query))
+attend_sequences_backward.register_fake(
     lambda of, q, k, v, *others: tuple(map(torch.empty_like, (q, k, v)))
 )
-sequences.register_autograd(
-    lambda ctx, of: (*sequences_backward(of, *ctx.saved_tensors, ctx.scale), None, None, None),
-    setup_context=lambda ctx, inputs, output: _save(ctx, *inputs),
+attend_sequences.register_autograd(
+    lambda ctx, of: (
+        *attend_sequences_backward(of, *ctx.saved_tensors, ctx.scale),
+        None,
+        None,
+        None,
+    ),
+    setup_context=lambda ctx, inputs, output: _save_for_backward(ctx, *inputs),
 )
 
 
-def _save(ctx: Any, *inputs: Any) -> None:
+def _save_for_backward(ctx: Any, *inputs: Any) -> None:
     ctx.save_for_backward(*inputs[:5])
     ctx.scale = inputs[5]
 
 
 @pytest.fixture
-def fused_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def fused_kernel_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fused kernel of a GPU on a CPU, in fp32."""
 
     def kernel(*given: Any, scale: float, **others: Any) -> Tensor:
-        return sequences(*given[:5], scale)
+        return attend_sequences(*given[:5], scale)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     monkeypatch.setattr("chip_core.models.packing._HALF_DTYPES", (torch.float32,))
@@ -160,15 +167,15 @@ def fused_here(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_rows_of_all_lengths_take_the_code_of_the_first_and_nothing_is_left_behind(
-    fused_here: None, language_model: str, again: bool, rows: str
+    fused_kernel_on_cpu: None, language_model: str, again: bool, rows: str
 ) -> None:
     """What is compiled is known by then: with gradients and without, adapters on and off."""
     shared = rows != "separate"
-    step = Stepping(config(language_model, again=again), shared=shared)
+    step = PolicyStep(make_layers_config(language_model, again=again), shared=shared)
     with use_packed_attention(step.model, fused=rows == "fused"):
         batches = [[0], [1], [2, 1], [0, 1, 2]]
         plain = [step(places) for places in batches]
-        backend, made = Counting(), []
+        backend, made = GraphCounter(), []
         with compile_layers(step.model, backend):
             for places in batches:
                 before = backend.graphs
@@ -192,22 +199,24 @@ def test_rows_of_all_lengths_take_the_code_of_the_first_and_nothing_is_left_behi
 
 @pytest.mark.parametrize("language_model", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_staged_training_calls_its_layers_in_fewer_ways_than_torch_makes_code_for(
-    fused_here: None, language_model: str
+    fused_kernel_on_cpu: None, language_model: str
 ) -> None:
     """The encoder alone and then all, rows of all lengths, the reference computed beside them."""
-    step = Stepping(config(language_model, again=True, vision_encoder="staged"), shared=True)
+    step = PolicyStep(
+        make_layers_config(language_model, again=True, vision_encoder="staged"), shared=True
+    )
     batches = [[0], [1], [2, 1], [0, 1, 2]]
 
     def steps() -> list[tuple[float, Tensor]]:
         made = []
         for encoder_alone in (True, False):
-            step.at(encoder_alone=encoder_alone)
+            step.compute(encoder_alone=encoder_alone)
             made += [step(places) for places in batches]
         return made
 
     with use_packed_attention(step.model, fused=True):
         plain = steps()
-        backend = Counting()
+        backend = GraphCounter()
         with compile_layers(step.model, backend):
             made = steps()
             graphs = backend.graphs
@@ -219,17 +228,17 @@ def test_a_staged_training_calls_its_layers_in_fewer_ways_than_torch_makes_code_
 
 
 def test_layers_that_torch_would_leave_uncompiled_end_the_training(
-    fused_here: None, monkeypatch: pytest.MonkeyPatch
+    fused_kernel_on_cpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: Any = torch.compiler.config
     monkeypatch.setattr(settings, "recompile_limit", 1)
-    step = Stepping(config("lora", again=False), shared=True)
+    step = PolicyStep(make_layers_config("lora", again=False), shared=True)
     told = (
         "engine.compile: layers: this training calls its layers in more than 1 ways, and each "
         "way is compiled separately: write engine.compile: off"
     )
     with use_packed_attention(step.model, fused=True):
-        with pytest.raises(TrialError) as refused, compile_layers(step.model, Counting()):
+        with pytest.raises(TrialError) as refused, compile_layers(step.model, GraphCounter()):
             step([0])  # without gradients and with them
         assert str(refused.value) == told
         assert not settings.fail_on_recompile_limit_hit  # as before
@@ -273,15 +282,15 @@ def test_what_does_not_go_together_is_refused_in_a_line(beside: dict[str, Any], 
     assert line == told
 
 
-def test_what_it_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = config_of(engine={"compile": "layers"})
+def test_missing_requirements_of_compiling_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = make_config(engine={"compile": "layers"})
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/" + name)
     assert find_unmet_requirements(wanted) == []
     monkeypatch.setattr("shutil.which", lambda name: None)
     (line,) = find_unmet_requirements(wanted)
     assert re.match(r"engine.compile is layers, but there is no C\+\+ compiler here \(.*\): ", line)
     monkeypatch.setattr("chip_core.evaluation.readiness.find_spec", lambda name: None)
-    (line,) = find_unmet_requirements(config_of(engine={"compile": "layers", "device": "cuda"}))
+    (line,) = find_unmet_requirements(make_config(engine={"compile": "layers", "device": "cuda"}))
     assert line.startswith("engine.compile is layers, but triton is not installed here")
 
 

@@ -26,7 +26,7 @@ class OwnModel(LlavaForConditionalGeneration):
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
+def own_model(tmp_path: Path) -> Path:
     """A model with code of its own, which leaves a mark where it is run."""
     folder = tmp_path / "own"
     shutil.copytree(MODEL_FOLDER, folder)
@@ -43,47 +43,47 @@ def own(tmp_path: Path) -> Path:
     return folder
 
 
-def test_without_the_key_nothing_of_it_is_run(own: Path) -> None:
-    model = ModelConfig(path=str(own))
+def test_without_the_key_nothing_of_it_is_run(own_model: Path) -> None:
+    model = ModelConfig(path=str(own_model))
     said = loading.find_model_problem(model)
     assert said == (
-        f"{own} has its own code for model_type own_llava: read it, and write "
+        f"{own_model} has its own code for model_type own_llava: read it, and write "
         "model.trust_remote_code: true to run it"
     )
     with pytest.raises(TrialError, match="has its own code"):
         loading.load(model)
-    assert not (own.parent / "ran").exists()
+    assert not (own_model.parent / "ran").exists()
 
 
-def test_a_known_family_never_runs_code_without_the_key(own: Path) -> None:
-    config = json.loads((own / "config.json").read_text())
-    (own / "config.json").write_text(json.dumps({**config, "model_type": "llava"}))
-    loaded, _ = loading.load(ModelConfig(path=str(own)))
+def test_a_known_family_never_runs_code_without_the_key(own_model: Path) -> None:
+    config = json.loads((own_model / "config.json").read_text())
+    (own_model / "config.json").write_text(json.dumps({**config, "model_type": "llava"}))
+    loaded, _ = loading.load(ModelConfig(path=str(own_model)))
     assert type(loaded).__name__ == "LlavaForConditionalGeneration"
-    assert not (own.parent / "ran").exists()
+    assert not (own_model.parent / "ran").exists()
 
 
 def test_with_the_key_its_model_is_loaded(
-    own: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    own_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
     shipped, _ = loading.load(ModelConfig(path="shapes"))
-    for file in own.glob("*.safetensors"):
+    for file in own_model.glob("*.safetensors"):
         file.unlink()
-    save_file(shipped.state_dict(), own / "model.safetensors", metadata={"format": "pt"})
-    model = ModelConfig(path=str(own), trust_remote_code=True)
+    save_file(shipped.state_dict(), own_model / "model.safetensors", metadata={"format": "pt"})
+    model = ModelConfig(path=str(own_model), trust_remote_code=True)
     assert loading.find_model_problem(model) is None
     loaded, _ = loading.load(model)
     assert type(loaded).__name__ == "OwnModel"
-    assert (own.parent / "ran").exists()
+    assert (own_model.parent / "ran").exists()
 
 
-def test_its_code_is_part_of_its_identity(own: Path) -> None:
-    model = ModelConfig(path=str(own), trust_remote_code=True)
+def test_its_code_is_part_of_its_identity(own_model: Path) -> None:
+    model = ModelConfig(path=str(own_model), trust_remote_code=True)
     before = loading.identity(model)
-    (own / "modeling_own.py").write_text("x = 1")
+    (own_model / "modeling_own.py").write_text("x = 1")
     assert loading.identity(model) != before
-    closed = ModelConfig(path=str(own))
+    closed = ModelConfig(path=str(own_model))
     assert "code" not in loading.identity(closed)
 
 
@@ -99,11 +99,11 @@ def test_a_hub_name_is_taken_at_one_commit_alone() -> None:
     )
 
 
-def test_code_of_another_place_is_refused(own: Path) -> None:
-    file = own / "tokenizer_config.json"
+def test_code_of_another_place_is_refused(own_model: Path) -> None:
+    file = own_model / "tokenizer_config.json"
     held = json.loads(file.read_text())
     held["auto_map"] = {"AutoTokenizer": [None, "stranger/code--tokens.Own"]}
     file.write_text(json.dumps(held))
     with pytest.raises(TrialError, match=r"refers to code from another place \(stranger/code\)"):
-        loading.load(ModelConfig(path=str(own), trust_remote_code=True))
-    assert not (own.parent / "ran").exists()
+        loading.load(ModelConfig(path=str(own_model), trust_remote_code=True))
+    assert not (own_model.parent / "ran").exists()

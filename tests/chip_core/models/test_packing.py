@@ -23,7 +23,7 @@ from chip_core.models.packing import (
 from chip_core.training.states import compute_response_states
 
 from .. import families
-from ..training.test_exactness import PAIRS, config_of
+from ..training.test_exactness import PAIRS, make_config
 
 SPANS = (
     Span(prompt=3, responses=(2, 4)),
@@ -38,8 +38,8 @@ PLACES = [
 ]  # fmt: skip
 
 
-def whole(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """softmax(q kᵀ) v, what may not be seen at −∞."""
+def attend_whole(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Compute softmax(q kᵀ) v, what may not be seen at −∞."""
 
     def sees(q: int, k: int) -> bool:
         (span, response), (of, kind) = PLACES[q], PLACES[k]
@@ -52,7 +52,7 @@ def whole(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_it_is_what_the_whole_matrix_gives(groups: int) -> None:
+def test_packed_attention_equals_the_whole_matrix(groups: int) -> None:
     draw = torch.Generator().manual_seed(0)
     tokens, heads, size = len(PLACES), 4, 6
 
@@ -66,7 +66,7 @@ def test_it_is_what_the_whole_matrix_gives(groups: int) -> None:
     assert weights is None
     assert found.shape == (1, tokens, heads, size)
     repeated = [part.repeat_interleave(groups, 1) for part in (key, value)]
-    expected = whole(query, *repeated, scaling=0.3)
+    expected = attend_whole(query, *repeated, scaling=0.3)
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-13)
     by = torch.randn(found.shape, generator=draw, dtype=torch.float64)
     gradients = [
@@ -76,12 +76,12 @@ def test_it_is_what_the_whole_matrix_gives(groups: int) -> None:
         assert torch.allclose(one, other, rtol=1e-11, atol=1e-12)
 
 
-def by_sequence(
+def attend_by_sequence(
     query: Tensor, key: Tensor, value: Tensor, queries: Tensor, keys: Tensor,
     longest_queries: int, longest_keys: int, *,
     scale: float | None, window_size: tuple[int, int], enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
-    """What `varlen_attn` says that it computes: causal, aligned at the last query and key."""
+    """Compute what `varlen_attn` documents: causal, aligned at the last query and key."""
     assert window_size == (-1, 0)
     assert enable_gqa == (key.shape[1] != query.shape[1])
     assert {queries.dtype, keys.dtype} == {torch.int32}
@@ -120,7 +120,7 @@ def test_sequences_of_keys_as_they_are_seen_give_what_the_pieces_give() -> None:
     layer = SimpleNamespace(num_key_value_groups=2)
     pieces, _ = attention(layer, *given, None, scaling=0.3, packing=packing)
     rows = [part[0].transpose(0, 1) for part in given]
-    fused = attend_sequences(*rows, sequences, scaling=0.3, kernel=by_sequence)[None]
+    fused = attend_sequences(*rows, sequences, scaling=0.3, kernel=attend_by_sequence)[None]
     assert torch.allclose(fused, pieces, rtol=1e-12, atol=1e-13)
     by = torch.randn(fused.shape, generator=draw, dtype=torch.float64)
     gradients = [torch.autograd.grad((made * by).sum(), given) for made in (fused, pieces)]
@@ -133,12 +133,12 @@ def test_a_models_rows_are_laid_out_for_the_fused_kernel(monkeypatch: pytest.Mon
 
     def kernel(*given: object, **options: object) -> Tensor:
         calls.append(given)
-        return by_sequence(*given, **options)  # type: ignore[arg-type]
+        return attend_by_sequence(*given, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     model, processor = families.build("llava")
     model = model.bfloat16().eval()
-    batch = PairEncoder(processor, config_of(), PAIRS).encode_batch(range(3))
+    batch = PairEncoder(processor, make_config(), PAIRS).encode_batch(range(3))
     found = []
     for fused in (False, True):
         with torch.no_grad(), use_packed_attention(model, fused=fused):

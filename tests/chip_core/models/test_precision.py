@@ -26,7 +26,7 @@ def built(request: pytest.FixtureRequest) -> tuple[Any, Any]:
 def test_a_look_in_fp32_is_at_a_model_of_the_same_weights_in_fp32(built: tuple[Any, Any]) -> None:
     model, processor = convert_weights(built[0], "bf16"), built[1]
     twin = convert_weights(copy.deepcopy(model), "fp32")
-    batch = PairEncoder(processor, CONFIG, families.pairs()).encode_batch(range(3))
+    batch = PairEncoder(processor, CONFIG, families.make_pairs()).encode_batch(range(3))
     before = dict(model.named_parameters())
     vectors = [weight for weight in model.get_decoder().parameters() if weight.ndim == 1]
     theirs = [weight for weight in twin.get_decoder().parameters() if weight.ndim == 1]
@@ -49,14 +49,14 @@ def test_a_look_in_fp32_is_at_a_model_of_the_same_weights_in_fp32(built: tuple[A
     assert all(after[name] is before[name] for name in before)
 
 
-def test_of_a_model_in_fp32_it_is_the_model_itself() -> None:
+def test_a_model_in_fp32_computes_with_its_own_weights() -> None:
     model, _ = families.build("llava")
     vector = next(weight for weight in model.parameters() if weight.ndim == 1)
     with compute_in_fp32(model, [vector]) as leaves:
         assert leaves[0] is vector
 
 
-def test_it_is_undone_when_something_fails_within() -> None:
+def test_weights_are_restored_when_something_fails_within() -> None:
     model = convert_weights(families.build("llava")[0], "bf16")
     names = [name for name, _ in model.named_parameters()]
     with pytest.raises(KeyError), compute_in_fp32(model):

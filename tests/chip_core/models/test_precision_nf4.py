@@ -33,7 +33,7 @@ needs_bitsandbytes = pytest.mark.skipif(
 )
 
 
-def config_of(dtype: str = "fp32", **changes: Any) -> TrialConfig:
+def make_config(dtype: str = "fp32", **changes: Any) -> TrialConfig:
     tree = {
         "model": {"path": "shapes", "dtype": dtype, "quantize": "nf4"},
         "language_model": "lora",
@@ -47,20 +47,20 @@ def config_of(dtype: str = "fp32", **changes: Any) -> TrialConfig:
     return TrialConfig.model_validate({**tree, **changes})
 
 
-def loaded(dtype: str = "fp32", **changes: Any) -> Any:
-    return loading.load(config_of(dtype, **changes).model)[0]
+def load_model(dtype: str = "fp32", **changes: Any) -> Any:
+    return loading.load(make_config(dtype, **changes).model)[0]
 
 
-def inputs(model: Any) -> dict[str, Tensor]:
+def make_inputs(model: Any) -> dict[str, Tensor]:
     ids = torch.arange(2, 30)[None] % model.config.text_config.vocab_size
     return {"input_ids": torch.where(ids == model.config.image_token_id, 2, ids)}
 
 
-def plain_of(model: Any) -> Any:
-    """The same model in whole numbers: each packed weight unpacked once, for torch's own layer."""
+def unpack_model(model: Any) -> Any:
+    """Return the model with each packed weight unpacked once, for torch's own layers."""
     from bitsandbytes.functional import dequantize_4bit
 
-    plain = loading.load(config_of().model.model_copy(update={"quantize": "none"}))[0]
+    plain = loading.load(make_config().model.model_copy(update={"quantize": "none"}))[0]
     layers = dict(model.named_modules())
     for name, layer in plain.named_modules():
         packed = getattr(layers[name], "weight", None)
@@ -74,7 +74,7 @@ def plain_of(model: Any) -> Any:
 @needs_bitsandbytes
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_the_decoders_linear_layers_are_packed_and_no_others(dtype: str) -> None:
-    model = loaded(dtype)
+    model = load_model(dtype)
     packed = {n for n, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
     layers = model.config.text_config.num_hidden_layers
     assert len(packed) == 7 * layers
@@ -85,17 +85,22 @@ def test_the_decoders_linear_layers_are_packed_and_no_others(dtype: str) -> None
 
 @needs_bitsandbytes
 def test_it_computes_what_its_unpacked_weights_do() -> None:
-    model = loaded()
+    model = load_model()
     with torch.no_grad():
-        told, plain = model(**inputs(model)).logits, plain_of(model)(**inputs(model)).logits
+        told, plain = (
+            model(**make_inputs(model)).logits,
+            unpack_model(model)(**make_inputs(model)).logits,
+        )
     torch.testing.assert_close(told, plain, rtol=1e-5, atol=1e-5)
 
 
 @needs_bitsandbytes
 def test_a_pass_without_gradients_leaves_the_weights_as_they_are() -> None:
-    model = loaded()
+    model = load_model()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    embedded = model.get_input_embeddings()(inputs(model)["input_ids"]).detach().requires_grad_()
+    embedded = (
+        model.get_input_embeddings()(make_inputs(model)["input_ids"]).detach().requires_grad_()
+    )
     first = model(inputs_embeds=embedded).logits
     with torch.no_grad():
         model(inputs_embeds=embedded)
@@ -106,8 +111,8 @@ def test_a_pass_without_gradients_leaves_the_weights_as_they_are() -> None:
 
 @needs_bitsandbytes
 def test_in_fp32_a_bf16_model_multiplies_what_it_unpacks_in_fp32() -> None:
-    model = loaded("bf16")
-    given, plain = inputs(model), plain_of(model)
+    model = load_model("bf16")
+    given, plain = make_inputs(model), unpack_model(model)
     for name, weight in plain.named_parameters():  # the others are as bf16 holds them
         if ".language_model.layers." not in name or "norm" in name:
             weight.data = weight.data.bfloat16().float()
@@ -126,7 +131,7 @@ def test_in_fp32_a_bf16_model_multiplies_what_it_unpacks_in_fp32() -> None:
 def test_a_trial_is_trained_answers_and_is_merged_into_whole_weights(
     dtype: str, tmp_path: Path
 ) -> None:
-    config = config_of(dtype)
+    config = make_config(dtype)
     done = run_trial(config, folder=tmp_path / "trial")
     assert done.engine["prefix_sharing"] == "on"  # equal to separate passes: it checks
     assert "nf4" in done.engine["precision"]
@@ -144,7 +149,7 @@ def test_a_warm_slots_second_trial_is_its_first_to_the_bit(tmp_path: Path) -> No
     try:
         BASE_MODELS.enable()
         for folder in ("one", "two"):
-            run_trial(config_of(), folder=tmp_path / folder)
+            run_trial(make_config(), folder=tmp_path / folder)
     finally:
         BASE_MODELS.disable()
     one, two = (read_result(tmp_path / folder) for folder in ("one", "two"))
@@ -159,9 +164,9 @@ def test_a_warm_slots_second_trial_is_its_first_to_the_bit(tmp_path: Path) -> No
 
 @needs_bitsandbytes
 def test_memory_counts_two_weights_a_byte() -> None:
-    whole = loading.load(config_of().model.model_copy(update={"quantize": "none"}))[0]
-    model = loaded("bf16")
-    frozen = config_of("bf16", projector="frozen")
+    whole = loading.load(make_config().model.model_copy(update={"quantize": "none"}))[0]
+    model = load_model("bf16")
+    frozen = make_config("bf16", projector="frozen")
     packed = sum(p.numel() for p in model.parameters() if p.dtype == torch.uint8)
     others = sum(p.numel() for p in whole.parameters()) - 2 * packed
     assert estimate_required_bytes(model, frozen) == packed + 2 * others
@@ -196,7 +201,7 @@ def test_the_estimate_counts_half_a_byte_and_scales() -> None:
 )
 def test_what_cannot_be_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        config_of(**changes)
+        make_config(**changes)
 
 
 def test_without_its_package_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,14 +210,14 @@ def test_without_its_package_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(
             f"{module}.find_spec", lambda name: None if name == "bitsandbytes" else find(name)
         )
-    (line,) = find_unmet_requirements(config_of())
+    (line,) = find_unmet_requirements(make_config())
     assert "pip install 'chip-ablate[nf4]'" in line and "\n" not in line
     with pytest.raises(TrialError, match="bitsandbytes is not installed here"):
-        loading.load(config_of().model)
+        loading.load(make_config().model)
 
 
 def test_it_is_another_model_and_none_is_the_model_of_before() -> None:
-    four = config_of().model
+    four = make_config().model
     none = four.model_copy(update={"quantize": "none"})
     content = {"content": "0" * 64}
     assert "quantize" not in untrained_identity(none, content)["model"]

@@ -36,80 +36,80 @@ def folder(tmp_path: Path) -> Path:
     return copied
 
 
-def put(folder: Path, name: str, template: Any) -> None:
+def write_json_template(folder: Path, name: str, template: Any) -> None:
     """Add a template to a file of JSON."""
     file = folder / name
     held = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps({**held, "chat_template": template}))
 
 
-def jinja(folder: Path, template: str, name: str = "chat_template") -> None:
+def write_jinja_template(folder: Path, template: str, name: str = "chat_template") -> None:
     (folder / f"{name}.jinja").parent.mkdir(exist_ok=True)
     (folder / f"{name}.jinja").write_text(template)
 
 
 def in_tokenizer(folder: Path) -> None:
-    put(folder, "tokenizer_config.json", GOOD)
+    write_json_template(folder, "tokenizer_config.json", GOOD)
 
 
 def named_in_tokenizer(folder: Path) -> None:
     named = [{"name": "tool_use", "template": NO_PLACE}, {"name": "default", "template": GOOD}]
-    put(folder, "tokenizer_config.json", named)
+    write_json_template(folder, "tokenizer_config.json", named)
 
 
 def named_without_a_default(folder: Path) -> None:
     named = [{"name": "rag", "template": NO_PLACE}, {"name": "chat", "template": GOOD}]
-    put(folder, "tokenizer_config.json", named)
+    write_json_template(folder, "tokenizer_config.json", named)
 
 
 def one_of_another_name(folder: Path) -> None:
-    put(folder, "tokenizer_config.json", [{"name": "chat", "template": GOOD}])
+    write_json_template(folder, "tokenizer_config.json", [{"name": "chat", "template": GOOD}])
 
 
 def in_processor_config(folder: Path) -> None:
-    put(folder, "processor_config.json", GOOD)
+    write_json_template(folder, "processor_config.json", GOOD)
 
 
 def in_json(folder: Path) -> None:
-    put(folder, "chat_template.json", GOOD)
+    write_json_template(folder, "chat_template.json", GOOD)
 
 
 def named_in_json(folder: Path) -> None:
-    put(folder, "chat_template.json", [{"name": "default", "template": GOOD}])
+    write_json_template(folder, "chat_template.json", [{"name": "default", "template": GOOD}])
 
 
 def beside_one_without_a_place(folder: Path) -> None:
-    jinja(folder, NO_PLACE)
-    put(folder, "tokenizer_config.json", GOOD)
+    write_jinja_template(folder, NO_PLACE)
+    write_json_template(folder, "tokenizer_config.json", GOOD)
 
 
 def beside_one_of_texts(folder: Path) -> None:
-    put(folder, "chat_template.json", TEXT_ALONE)
-    put(folder, "tokenizer_config.json", GOOD)
+    write_json_template(folder, "chat_template.json", TEXT_ALONE)
+    write_json_template(folder, "tokenizer_config.json", GOOD)
 
 
 def among_others(folder: Path) -> None:
-    jinja(folder, GOOD)
-    jinja(folder, NO_PLACE, "additional_chat_templates/tool_use")
+    write_jinja_template(folder, GOOD)
+    write_jinja_template(folder, NO_PLACE, "additional_chat_templates/tool_use")
 
 
 def beside_a_default_without_a_place(folder: Path) -> None:
     named = [{"name": "default", "template": NO_PLACE}, {"name": "vision", "template": GOOD}]
-    put(folder, "tokenizer_config.json", named)
+    write_json_template(folder, "tokenizer_config.json", named)
 
 
 def beside_an_empty_one(folder: Path) -> None:
-    jinja(folder, "")
-    put(folder, "tokenizer_config.json", GOOD)
+    write_jinja_template(folder, "")
+    write_json_template(folder, "tokenizer_config.json", GOOD)
 
 
 def under_another_name(folder: Path) -> None:
-    jinja(folder, GOOD, "additional_chat_templates/chat")
+    write_jinja_template(folder, GOOD, "additional_chat_templates/chat")
 
 
 def before_a_worse_one(folder: Path) -> None:
-    jinja(folder, GOOD)
-    put(folder, "tokenizer_config.json", PRINTS)
+    write_jinja_template(folder, GOOD)
+    write_json_template(folder, "tokenizer_config.json", PRINTS)
 
 
 @pytest.mark.parametrize(
@@ -157,39 +157,39 @@ def nowhere(folder: Path) -> str:
 
 
 def no_place(folder: Path) -> str:
-    jinja(folder, NO_PLACE)
+    write_jinja_template(folder, NO_PLACE)
     return "has a chat template without a place for an image: put that of the family's"
 
 
 def no_place_twice(folder: Path) -> str:
-    jinja(folder, NO_PLACE)
-    put(folder, "tokenizer_config.json", TEXT_ALONE)
+    write_jinja_template(folder, NO_PLACE)
+    write_json_template(folder, "tokenizer_config.json", TEXT_ALONE)
     return "has a chat template without a place for an image"
 
 
 def of_texts(folder: Path) -> str:
-    jinja(folder, TEXT_ALONE)
+    write_jinja_template(folder, TEXT_ALONE)
     return r"has a chat template that fails on a question with an image \(.*\): put that"
 
 
 def printing(folder: Path) -> str:
-    jinja(folder, PRINTS)
+    write_jinja_template(folder, PRINTS)
     return "has a chat template without a place for an image"
 
 
 def another_mark(folder: Path) -> str:
-    jinja(folder, GOOD.replace("<image>", "<img>"))
+    write_jinja_template(folder, GOOD.replace("<image>", "<img>"))
     return "has a chat template without a place for an image"
 
 
 def no_template_at_all(folder: Path) -> str:
-    jinja(folder, "{% for m in messages %}")
+    write_jinja_template(folder, "{% for m in messages %}")
     return "has a chat template that fails on a question with an image"
 
 
 def two_names(folder: Path) -> str:
     named = [{"name": name, "template": GOOD} for name in ("chat", "rag")]
-    put(folder, "tokenizer_config.json", named)
+    write_json_template(folder, "tokenizer_config.json", named)
     return "has the chat templates chat, rag, but none is called default: rename the one"
 
 

@@ -19,7 +19,7 @@ from chip_core.objectives.losses import Inputs
 from chip_core.objectives.scores import ResponseScores
 from chip_core.utils.errors import TrialError
 
-from ..plain import batch_objective
+from ..naive_forward import compute_view_objective
 
 SOURCE = """
 import torch.nn.functional as F
@@ -109,14 +109,14 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("own_terms", None)
 
 
-def faults(name: str) -> list[str]:
+def find_faults(name: str) -> list[str]:
     return [wrong for _, wrong in check_term(load_term(f"own_terms:{name}")) if wrong]
 
 
 def test_a_good_term_passes_every_check(module: Path) -> None:
     checks = list(check_term(load_term("own_terms:conditional")))
     assert len(checks) == 6
-    assert faults("conditional") == []
+    assert find_faults("conditional") == []
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_good_term_passes_every_check(module: Path) -> None:
     ],
 )
 def test_a_bad_term_is_told(module: Path, name: str, wrong: str) -> None:
-    assert wrong in faults(name)
+    assert wrong in find_faults(name)
 
 
 @pytest.mark.parametrize(
@@ -163,18 +163,18 @@ def test_a_weight_of_zero_takes_it_out(module: Path) -> None:
     assert not config.needs_rejected_image
 
 
-def test_it_is_added_with_its_weight(module: Path) -> None:
+def test_a_term_is_added_with_its_weight(module: Path) -> None:
     from .test_forms import L, V, W
 
     config = ObjectiveConfig(preset="dpo", custom={"own_terms:conditional": 0.5})
     assert config.needs_rejected_image
-    found = batch_objective(config, chosen=W, rejected=L, rejected_image=V)
+    found = compute_view_objective(config, chosen=W, rejected=L, rejected_image=V)
     expected = -F.logsigmoid(torch.tensor(0.1 * 0.5)) - 0.5 * F.logsigmoid(torch.tensor(0.1))
     assert found.loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert set(found.terms) == {"response", "own_terms:conditional"}
 
 
-def mark(write: Callable[[], object] = lambda: None) -> str:
+def make_fingerprint(write: Callable[[], object] = lambda: None) -> str:
     write()
     config = TrialConfig(model="shapes", objective={"custom": {"own_terms:conditional": 1.0}})
     return fingerprint(training_identity(config, {"content": "x"}, {}))
@@ -191,7 +191,7 @@ def test_a_loss_of_another_shape_is_told_in_training(module: Path) -> None:
     with pytest.raises(
         TrialError, match=r"'own_terms:scalar' returned \(\), not one loss per pair, \(1"
     ):
-        batch_objective(config, chosen=W, rejected=L, rejected_image=None)
+        compute_view_objective(config, chosen=W, rejected=L, rejected_image=None)
 
 
 def test_it_is_given_the_divergence_where_it_asks_for_it(module: Path) -> None:
@@ -200,14 +200,14 @@ def test_it_is_given_the_divergence_where_it_asks_for_it(module: Path) -> None:
     assert not ObjectiveConfig(preset="dpo").needs_divergence
     config = ObjectiveConfig(terms=(), custom={"own_terms:drift": 2.0})
     assert config.needs_divergence
-    found = batch_objective(config, chosen=W, rejected=L, rejected_image=None)
+    found = compute_view_objective(config, chosen=W, rejected=L, rejected_image=None)
     assert found.loss.item() == pytest.approx(2 * 0.1 * 0.8)  # D_l = 0.5 + 0.3
 
 
 def test_its_source_is_part_of_the_fingerprint(module: Path) -> None:
-    before = mark()
-    assert mark() == before
-    assert mark(lambda: module.write_text(SOURCE + "\n# changed\n")) != before
+    before = make_fingerprint()
+    assert make_fingerprint() == before
+    assert make_fingerprint(lambda: module.write_text(SOURCE + "\n# changed\n")) != before
 
 
 def test_a_term_reads_what_it_declares(module: Path) -> None:

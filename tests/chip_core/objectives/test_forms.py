@@ -17,20 +17,20 @@ from chip_core.objectives import ObjectiveConfig, objective_from_logits
 from chip_core.objectives.parts import changed_positions, changed_tokens
 from chip_core.objectives.scores import ResponseScores
 
-from ..plain import batch_objective
+from ..naive_forward import compute_view_objective
 
 LOG2 = math.log(2)
 FORMS = ("paper", "one_sigmoid", "released")
 
 
-def cases(oracles: Path) -> list[dict[str, Any]]:
+def load_cases(oracles: Path) -> list[dict[str, Any]]:
     loaded: list[dict[str, Any]] = json.loads(
         (oracles / "losses" / "released_objective.json").read_text()
     )
     return loaded
 
 
-def output(case: dict[str, Any], form: str):  # noqa: ANN201
+def compute_output(case: dict[str, Any], form: str):  # noqa: ANN201
     lam = case["segment_weight_w"] - 1
     config = ObjectiveConfig(
         form=form,
@@ -61,11 +61,11 @@ def output(case: dict[str, Any], form: str):  # noqa: ANN201
 
 
 def test_equals_the_released_code(oracles: Path) -> None:
-    found = cases(oracles)
+    found = load_cases(oracles)
     assert len(found) == 7
     for case in found:
         expected = case["expected"]
-        released, fixed = output(case, "released"), output(case, "one_sigmoid")
+        released, fixed = compute_output(case, "released"), compute_output(case, "one_sigmoid")
         assert released.loss.item() == pytest.approx(expected["loss_released"], rel=1e-9)
         assert fixed.loss.item() == pytest.approx(
             expected["loss_released_with_visual_reference_fixed"], rel=1e-9
@@ -77,8 +77,8 @@ def test_equals_the_released_code(oracles: Path) -> None:
     print(f"losses and rewards of the released code: {len(found)} of {len(found)}")
 
 
-def scores(policy: list[float], reference: list[float], **more: Any) -> ResponseScores:
-    """One pair's response, from its tokens' log-probabilities."""
+def make_scores(policy: list[float], reference: list[float], **more: Any) -> ResponseScores:
+    """Make one pair's response from its tokens' log-probabilities."""
     changed = more.pop("changed", [False] * len(policy))
     return ResponseScores(
         policy_logps=torch.tensor([policy], dtype=torch.float64),
@@ -91,16 +91,18 @@ def scores(policy: list[float], reference: list[float], **more: Any) -> Response
 
 # log p of three, two and three tokens; the middle one of the chosen and the last of the rejected
 # response changed
-W = scores([-1.0, -2.0, -0.5], [-1.5, -1.0, -1.0], changed=[False, True, False],
+W = make_scores([-1.0, -2.0, -0.5], [-1.5, -1.0, -1.0], changed=[False, True, False],
            kl=[0.1, 0.2, 0.0])  # fmt: skip
-L = scores([-3.0, -1.0], [-2.0, -1.5], changed=[False, True], kl=[0.5, 0.3])
-V = scores([-2.0, -2.5, -1.0], [-2.0, -1.0, -1.5])
+L = make_scores([-3.0, -1.0], [-2.0, -1.5], changed=[False, True], kl=[0.5, 0.3])
+V = make_scores([-2.0, -2.5, -1.0], [-2.0, -1.0, -1.5])
 # Σ (policy − reference): w 0.5 − 1 + 0.5 = 0, of changed −1; l −1 + 0.5 = −0.5, of changed 0.5
 # v 0 − 1.5 + 0.5 = −1;  D_w 0.3, D_l 0.8
 
 
-def loss(**config: Any) -> float:
-    found = batch_objective(ObjectiveConfig(**config), chosen=W, rejected=L, rejected_image=V)
+def compute_loss(**config: Any) -> float:
+    found = compute_view_objective(
+        ObjectiveConfig(**config), chosen=W, rejected=L, rejected_image=V
+    )
     return found.loss.item()
 
 
@@ -116,17 +118,19 @@ def test_one_sigmoid_by_hand() -> None:
     # Δ_r = 0.5, Δ_s = −1.5; Δ_v with weights 1, 4, 1: w 0.5 − 4 + 0.5 = −3, v 0 − 6 + 0.5 = −5.5,
     # so 2.5; −γ(D_l − D_w) = −0.5·0.5
     inside = 2 * 0.5 + 3 * -1.5 + 0.25 * 2.5 - 0.5 * 0.5
-    assert loss(form="one_sigmoid", beta=0.2, weights=WEIGHTS) == pytest.approx(nll(0.2 * inside))
+    assert compute_loss(form="one_sigmoid", beta=0.2, weights=WEIGHTS) == pytest.approx(
+        nll(0.2 * inside)
+    )
 
 
 def test_betas_of_single_terms() -> None:
     betas = {"segment": 0.4, "token": 0.05}
     inside = 0.2 * 2 * 0.5 + 0.4 * 3 * -1.5 + 0.2 * 0.25 * 2.5 - 0.05 * 0.5 * 0.5
-    found = loss(form="one_sigmoid", beta=0.2, betas=betas, weights=WEIGHTS)
+    found = compute_loss(form="one_sigmoid", beta=0.2, betas=betas, weights=WEIGHTS)
     assert found == pytest.approx(nll(inside))
     # paper: Δ_v = 0 − (−1) = 1
     separate = 2 * nll(0.2 * 0.5) + 3 * nll(0.4 * -1.5) + 0.25 * nll(0.2) + 0.5 * 0.05 * 0.5
-    found = loss(form="paper", beta=0.2, betas=betas, weights=WEIGHTS)
+    found = compute_loss(form="paper", beta=0.2, betas=betas, weights=WEIGHTS)
     assert found == pytest.approx(separate)
 
 
@@ -136,42 +140,46 @@ def test_released_by_hand() -> None:
     # unweighted sum −4.5 times the weights' sum 6 = −27, so −6.5 + 27 = 20.5
     inside = -4 + (3.5 - 20.5) - 0.5 * 0.5
     weights = {**WEIGHTS, "response": 1, "visual": 1}
-    assert loss(form="released", weights=weights) == pytest.approx(nll(0.1 * inside))
+    assert compute_loss(form="released", weights=weights) == pytest.approx(nll(0.1 * inside))
     # without a segment weight the reference is whole: chosen −3.5, −4.5: policy −3.5 + 5.5 = 2
     inside = 0.5 + (2 - 1) - 0.5 * 0.5
-    found = loss(form="released", weights={**weights, "segment": 0})
+    found = compute_loss(form="released", weights={**weights, "segment": 0})
     assert found == pytest.approx(nll(0.1 * inside))
 
 
 def test_token_sigmoid_and_anchor_by_hand() -> None:
-    found = loss(terms=("token",), beta=0.3, token={"form": "sigmoid"}, weights={"token": 2})
+    found = compute_loss(
+        terms=("token",), beta=0.3, token={"form": "sigmoid"}, weights={"token": 2}
+    )
     assert found == pytest.approx(2 * nll(-0.3 * 0.5))
-    found = loss(preset="mdpo", beta=0.2, anchor={"delta": 0.5, "weight": 3})
+    found = compute_loss(preset="mdpo", beta=0.2, anchor={"delta": 0.5, "weight": 3})
     # response 0.5, visual 1, anchor: β·0 − δ
     assert found == pytest.approx(nll(0.1) + nll(0.2) + 3 * nll(-0.5))
 
 
 def test_averages_by_hand() -> None:
     # per token: w 0/3, l −0.5/2, v −1/3; changed −1/1, 0.5/1
-    found = loss(average_logps=True, weights={"response": 1, "segment": 2, "token": 0, "visual": 3})
+    found = compute_loss(
+        average_logps=True, weights={"response": 1, "segment": 2, "token": 0, "visual": 3}
+    )
     assert found == pytest.approx(nll(0.1 * 0.25) + 2 * nll(0.1 * -1.5) + 3 * nll(0.1 / 3))
     # one sigmoid: weighted means with 1, 4, 1: w −3/6, l (−1 + 2)/5, v −5.5/6
-    found = loss(form="one_sigmoid", average_logps=True,
+    found = compute_loss(form="one_sigmoid", average_logps=True,
                  weights={"response": 1, "segment": 3, "token": 0, "visual": 1})  # fmt: skip
     assert found == pytest.approx(nll(0.1 * (-0.5 - 0.2 + (-3 + 5.5) / 6)))
 
 
 def test_segment_normalize_divides_by_changed_tokens() -> None:
-    one = scores([-1.0, -2.0], [0.0, 0.0], changed=[True, True])
-    two = scores([-4.0], [0.0], changed=[True])
+    one = make_scores([-1.0, -2.0], [0.0, 0.0], changed=[True, True])
+    two = make_scores([-4.0], [0.0], changed=[True])
     config = ObjectiveConfig(terms=("segment",), segment={"normalize": "changed_tokens"})
-    found = batch_objective(config, chosen=one, rejected=two, rejected_image=None)
+    found = compute_view_objective(config, chosen=one, rejected=two, rejected_image=None)
     assert found.loss.item() == pytest.approx(nll(0.1 * (-1.5 + 4)))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_response_term_alone_is_dpo_in_every_form(form: str) -> None:
-    assert loss(form=form, preset="dpo") == pytest.approx(nll(0.1 * 0.5))
+    assert compute_loss(form=form, preset="dpo") == pytest.approx(nll(0.1 * 0.5))
 
 
 @settings(max_examples=40, deadline=None)
@@ -264,8 +272,10 @@ def test_padding_changes_nothing(form: str) -> None:
         )
 
     config = ObjectiveConfig(form=form)
-    plain = batch_objective(config, chosen=W, rejected=L, rejected_image=V)
-    other = batch_objective(config, chosen=padded(W), rejected=padded(L), rejected_image=padded(V))
+    plain = compute_view_objective(config, chosen=W, rejected=L, rejected_image=V)
+    other = compute_view_objective(
+        config, chosen=padded(W), rejected=padded(L), rejected_image=padded(V)
+    )
     assert torch.equal(plain.loss, other.loss)
 
 
@@ -295,7 +305,7 @@ def test_gradient_equals_finite_differences(name: str) -> None:
                 mask=scored.mask, changed=scored.changed, kl=kl,
             )  # fmt: skip
 
-        return batch_objective(
+        return compute_view_objective(
             config,
             chosen=swapped(W, w, W.kl),
             rejected=swapped(L, lose, kl),
@@ -335,9 +345,9 @@ def test_a_batch_is_the_mean_of_its_pairs(name: str) -> None:
     of_w, of_l = [5, 2, 7, 1], [3, 6, 1, 4]
     parts = {"chosen": (responses(of_w, 1), of_w), "rejected": (responses(of_l, 2), of_l),
              "rejected_image": (responses(of_w, 3), of_w)}  # fmt: skip
-    whole = batch_objective(config, **{what: scored for what, (scored, _) in parts.items()})
+    whole = compute_view_objective(config, **{what: scored for what, (scored, _) in parts.items()})
     alone = [
-        batch_objective(
+        compute_view_objective(
             config,
             **{what: of(scored, row, lengths[row]) for what, (scored, lengths) in parts.items()},
         ).loss.item()

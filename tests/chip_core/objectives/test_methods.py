@@ -79,19 +79,19 @@ CASES: dict[str, dict[str, Any]] = {
 LETTERS = {"w": "chosen", "l": "rejected", "2": "other"}
 
 
-def published(oracles: Path) -> dict[str, Any]:
+def load_published_cases(oracles: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((oracles / "methods" / "cases.json").read_text())
     return loaded
 
 
-def view(objective: ObjectiveConfig, key: str) -> str:
+def find_view(objective: ObjectiveConfig, key: str) -> str:
     """Return the view that a case's key means to an objective: its image 2 differs."""
     image, letter = key.split("_")
     second = "second_image" if objective.reads_image("second_image") else "rejected_image"
     return view_name("image" if image == "1" else second, LETTERS[letter])
 
 
-def pairs_of(
+def make_pairs(
     objective: ObjectiveConfig, rows: list[dict[str, Any]]
 ) -> tuple[list[PairLogits], list[dict[str, Tensor]]]:
     """Return a case's pairs, and each one's policy logits by key."""
@@ -120,7 +120,9 @@ def pairs_of(
                     for name in ("prompt", "chosen", "rejected", "other")
                 },
                 **{
-                    who: {view(objective, key): padded(logits) for key, logits in by_key.items()}
+                    who: {
+                        find_view(objective, key): padded(logits) for key, logits in by_key.items()
+                    }
                     for who, by_key in given.items()
                 },
                 fields={name: row[name] for name in row if name.endswith("_scores")},
@@ -129,29 +131,29 @@ def pairs_of(
     return made, leaves
 
 
-def run(
+def compute_batch(
     objective: ObjectiveConfig, case: dict[str, Any], rows: list[dict[str, Any]]
 ) -> tuple[BatchOutput, list[dict[str, Tensor]]]:
     """Return a case's batch, with what its settings say came before."""
     settings = case["settings"]
     state = None
     if "first_batch" in settings:
-        first, _ = pairs_of(objective, [rows[place] for place in settings["first_batch"]])
+        first, _ = make_pairs(objective, [rows[place] for place in settings["first_batch"]])
         state = batch_from_logits(objective, first).state
         assert state["mean"] == pytest.approx(settings["delta_first"], rel=1e-12)
         rows = [rows[place] for place in settings["this_batch"]]
     if "gap_mean" in settings:
         state = {"gap": settings["gap_mean"]}
-    pairs, leaves = pairs_of(objective, rows)
+    pairs, leaves = make_pairs(objective, rows)
     return batch_from_logits(objective, pairs, state=state, kept=settings.get("kept")), leaves
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_published_cases(name: str, oracles: Path) -> None:
-    cases = published(oracles)
+    cases = load_published_cases(oracles)
     case, rows = cases["expected"][name], cases["pairs"]
     objective = ObjectiveConfig.model_validate(CASES[name])
-    found, leaves = run(objective, case, rows)
+    found, leaves = compute_batch(objective, case, rows)
     assert found.loss.item() == pytest.approx(case["loss_batch"], rel=1e-9, abs=1e-9)
     for term, values in case.get("terms", {}).items():
         if term in found.terms and isinstance(values, list):
@@ -173,20 +175,20 @@ def test_published_cases(name: str, oracles: Path) -> None:
     "name", [name for name in CASES if not name.startswith(("dama", "bco_pair_shift", "mpo_shift"))]
 )
 def test_published_cases_pair_by_pair(name: str, oracles: Path) -> None:
-    cases = published(oracles)
+    cases = load_published_cases(oracles)
     case, rows = cases["expected"][name], cases["pairs"]
     objective = ObjectiveConfig.model_validate(CASES[name])
     for row, expected in zip(rows, case.get("loss_per_pair", []), strict=False):
-        found, _ = run(objective, case, [row])
+        found, _ = compute_batch(objective, case, [row])
         assert found.loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 def test_all_published_cases_are_here(oracles: Path) -> None:
-    assert set(published(oracles)["expected"]) == set(CASES)
+    assert set(load_published_cases(oracles)["expected"]) == set(CASES)
 
 
-def by_hand(w: float, l: float, beta: float) -> dict[str, float]:  # noqa: E741
-    """Losses of two rewards, w of 4 tokens and l of 2, by the formulas of docs/objectives.md."""
+def compute_by_hand(w: float, l: float, beta: float) -> dict[str, float]:  # noqa: E741
+    """Compute losses of two rewards, w of 4 tokens and l of 2, by docs/objectives.md."""
 
     def sigma(x: float) -> float:
         return 1 / (1 + math.exp(-x))
@@ -221,14 +223,14 @@ def by_hand(w: float, l: float, beta: float) -> dict[str, float]:  # noqa: E741
 def test_ld_alpha_is_not_rounded(alpha: float) -> None:
     method = {"ld_alpha": alpha}
     objective = ObjectiveConfig.model_validate({"preset": "ld_dpo", "beta": 2.0, "method": method})
-    found = compute_objective(objective, two_rewards(3.0, -1.0)).loss.item()
+    found = compute_objective(objective, make_reward_pair(3.0, -1.0)).loss.item()
     # w's log-ratio of 3 is even over 4 tokens, two of them beyond l's two: 1.5 + alpha·1.5.
     margin = 2.0 * (1.5 + 1.5 * alpha + 1.0)
     assert found == pytest.approx(math.log1p(math.exp(-margin)), rel=1e-12)
 
 
-def two_rewards(w: float, l: float) -> Any:  # noqa: E741
-    """A pair whose log-ratios are w, spread over 4 tokens, and l, over 2."""
+def make_reward_pair(w: float, l: float) -> Any:  # noqa: E741
+    """Make a pair whose log-ratios are w, spread over 4 tokens, and l, over 2."""
 
     def scores(total: float, tokens: int) -> ResponseScores:
         logps = torch.full((1, 4), -1.0, dtype=torch.float64)
@@ -244,12 +246,14 @@ def two_rewards(w: float, l: float) -> Any:  # noqa: E741
     return Inputs(views={"chosen": scores(w, 4), "rejected": scores(l, 2)}, fields=fields)
 
 
-@pytest.mark.parametrize("preset", sorted(by_hand(1.0, 0.5, 0.3)))
+@pytest.mark.parametrize("preset", sorted(compute_by_hand(1.0, 0.5, 0.3)))
 @pytest.mark.parametrize(("w", "l"), [(0.8, -0.4), (-1.2, 0.6), (0.0, 0.0)])
-def test_arithmetic(preset: str, w: float, l: float) -> None:  # noqa: E741
+def test_each_method_equals_its_formula_by_hand(preset: str, w: float, l: float) -> None:  # noqa: E741
     objective = ObjectiveConfig.model_validate({"preset": preset, "beta": 0.3})
-    found = compute_objective(objective, two_rewards(w, l)).loss
-    assert found.tolist() == pytest.approx([by_hand(w, l, 0.3)[preset]], rel=1e-7, abs=1e-12)
+    found = compute_objective(objective, make_reward_pair(w, l)).loss
+    assert found.tolist() == pytest.approx(
+        [compute_by_hand(w, l, 0.3)[preset]], rel=1e-7, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(

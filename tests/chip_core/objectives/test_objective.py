@@ -18,7 +18,7 @@ LOG2 = math.log(2)
 PROMPT, CHOSEN, REJECTED = [1, 2, 3], [4, 5, 6, 7, 8, 9], [4, 5, 6, 10, 8, 9, 4]
 
 
-def logits(seed: int, *, scale: float = 1.0) -> dict[str, Tensor]:
+def draw_logits(seed: int, *, scale: float = 1.0) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     lengths = {"chosen": len(CHOSEN), "rejected": len(REJECTED), "rejected_image": len(CHOSEN)}
     return {
@@ -29,7 +29,7 @@ def logits(seed: int, *, scale: float = 1.0) -> dict[str, Tensor]:
     }
 
 
-def compute(config: ObjectiveConfig, given: dict[str, Tensor], **ids: list[int]):  # noqa: ANN201
+def compute_objective(config: ObjectiveConfig, given: dict[str, Tensor], **ids: list[int]):  # noqa: ANN201
     return objective_from_logits(
         config,
         prompt_ids=torch.tensor(ids.get("prompt", PROMPT)),
@@ -39,8 +39,8 @@ def compute(config: ObjectiveConfig, given: dict[str, Tensor], **ids: list[int])
     )
 
 
-def by_hand(config: ObjectiveConfig, given: dict[str, Tensor]) -> dict[str, float]:
-    """The paper's formulas with lists and math alone."""
+def compute_by_hand(config: ObjectiveConfig, given: dict[str, Tensor]) -> dict[str, float]:
+    """Compute the paper's formulas with lists and math alone."""
     values = {name: tensor.detach().tolist() for name, tensor in given.items()}
 
     def rows(name: str, ids: list[int]) -> list[list[float]]:
@@ -84,9 +84,9 @@ def by_hand(config: ObjectiveConfig, given: dict[str, Tensor]) -> dict[str, floa
 def test_equals_the_formulas(preset: str) -> None:
     weights = {"response": 1.3, "segment": 3.0, "token": 0.2, "visual": 0.7}
     config = ObjectiveConfig(preset=preset, beta=0.3, weights=weights)
-    given = logits(1)
-    expected = by_hand(config, given)
-    found = compute(config, given)
+    given = draw_logits(1)
+    expected = compute_by_hand(config, given)
+    found = compute_objective(config, given)
     assert set(found.terms) == set(config.active_terms)
     for term, value in found.terms.items():
         assert value.item() == pytest.approx(expected[term], rel=1e-12)
@@ -96,26 +96,28 @@ def test_equals_the_formulas(preset: str) -> None:
 
 
 def test_closed_value_where_policy_is_reference() -> None:
-    given = logits(2)
+    given = draw_logits(2)
     same = {name: given[name.replace("policy", "reference")] for name in given}
     config = ObjectiveConfig(weights={"response": 1, "segment": 3, "token": 0.1, "visual": 2})
-    assert compute(config, same).loss.item() == pytest.approx((1 + 3 + 2) * LOG2, rel=1e-12)
+    assert compute_objective(config, same).loss.item() == pytest.approx(
+        (1 + 3 + 2) * LOG2, rel=1e-12
+    )
 
 
 def test_no_changed_token_gives_no_segment_loss() -> None:
-    given = logits(3)
+    given = draw_logits(3)
     for who in ("policy", "reference"):
         given[f"{who}_rejected_logits"] = given[f"{who}_chosen_logits"]
-    found = compute(ObjectiveConfig(), given, rejected=CHOSEN)
+    found = compute_objective(ObjectiveConfig(), given, rejected=CHOSEN)
     assert found.terms["segment"].item() == 0.0
     assert found.terms["response"].item() == pytest.approx(LOG2, rel=1e-12)  # Δ_r = 0
 
 
 def test_only_the_rejected_response_gets_the_token_terms_gradient() -> None:
-    given = logits(4)
+    given = draw_logits(4)
     given["policy_chosen_logits"].requires_grad_()
     given["policy_rejected_logits"].requires_grad_()
-    compute(ObjectiveConfig(terms=("token",)), given).loss.backward()
+    compute_objective(ObjectiveConfig(terms=("token",)), given).loss.backward()
     chosen = given["policy_chosen_logits"].grad
     assert chosen is None or chosen.abs().max() == 0
     assert given["policy_rejected_logits"].grad.abs().max() > 0
@@ -124,11 +126,11 @@ def test_only_the_rejected_response_gets_the_token_terms_gradient() -> None:
 @pytest.mark.parametrize("preset", ["dpo", "cmdpo", "hdpo", "chip", "tdpo"])
 def test_gradient_equals_finite_differences(preset: str) -> None:
     config = ObjectiveConfig(preset=preset, weights={"segment": 3.0, "token": 0.5})
-    given = logits(5)
+    given = draw_logits(5)
     policy = [name for name in given if name.startswith("policy")]
     for name in policy:
         given[name].requires_grad_()
-    compute(config, given).loss.backward()
+    compute_objective(config, given).loss.backward()
     step = 1e-6
     for name in policy:
         gradient = given[name].grad
@@ -138,10 +140,10 @@ def test_gradient_equals_finite_differences(preset: str) -> None:
                 with torch.no_grad():
                     shifted = {**given, name: given[name].clone()}
                     shifted[name][t, 7] += sign * step
-                    moved[sign] = compute(config, shifted).loss.item()
+                    moved[sign] = compute_objective(config, shifted).loss.item()
                     if "token" in config.active_terms and name == "policy_chosen_logits":
                         # the stop-gradient part is held fixed: taken out of the difference
-                        part = compute(config, shifted).terms["token"].item()
+                        part = compute_objective(config, shifted).terms["token"].item()
                         moved[sign] -= config.weights.token * part
             slope = (moved[1] - moved[-1]) / (2 * step)
             found = 0.0 if gradient is None else gradient[t, 7].item()
@@ -151,7 +153,7 @@ def test_gradient_equals_finite_differences(preset: str) -> None:
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.1, 8))
 def test_swapping_the_responses_flips_the_reward_margin(seed: int, scale: float) -> None:
-    given = logits(seed, scale=scale)
+    given = draw_logits(seed, scale=scale)
     config = ObjectiveConfig(preset="dpo")
     swapped = {
         name: given[
@@ -161,8 +163,8 @@ def test_swapping_the_responses_flips_the_reward_margin(seed: int, scale: float)
         if "image" not in name
     }
     swapped |= {name: tensor for name, tensor in given.items() if "image" in name}
-    one = compute(config, given)
-    other = compute(config, swapped, chosen=REJECTED, rejected=CHOSEN)
+    one = compute_objective(config, given)
+    other = compute_objective(config, swapped, chosen=REJECTED, rejected=CHOSEN)
     margin = one.chosen_reward - one.rejected_reward
     assert (other.chosen_reward - other.rejected_reward).item() == pytest.approx(-margin.item())
     # −log σ(x) and −log σ(−x) differ by x
@@ -172,8 +174,11 @@ def test_swapping_the_responses_flips_the_reward_margin(seed: int, scale: float)
 def test_a_weight_of_zero_takes_the_term_out() -> None:
     config = ObjectiveConfig(weights={"segment": 0, "visual": 0, "token": 0})
     assert config.active_terms == ("response",)
-    given = logits(6)
-    assert compute(config, given).loss == compute(ObjectiveConfig(preset="dpo"), given).loss
+    given = draw_logits(6)
+    assert (
+        compute_objective(config, given).loss
+        == compute_objective(ObjectiveConfig(preset="dpo"), given).loss
+    )
 
 
 def test_terms_take_the_presets_place() -> None:
@@ -190,50 +195,52 @@ def test_no_active_term_is_refused() -> None:
 
 def test_padded_and_shifted_logits_are_taken() -> None:
     """Rows beyond the last token, and the last token's own row, are not looked at."""
-    given = logits(7)
-    expected = compute(ObjectiveConfig(), given).loss
+    given = draw_logits(7)
+    expected = compute_objective(ObjectiveConfig(), given).loss
     padded = {
         name: torch.cat([rows, torch.full((3, V), torch.nan)]) for name, rows in given.items()
     }
     shifted = {name: rows[:-1] for name, rows in given.items()}
-    assert torch.equal(compute(ObjectiveConfig(), padded).loss, expected)
-    assert torch.equal(compute(ObjectiveConfig(), shifted).loss, expected)
+    assert torch.equal(compute_objective(ObjectiveConfig(), padded).loss, expected)
+    assert torch.equal(compute_objective(ObjectiveConfig(), shifted).loss, expected)
 
 
 def test_logits_that_do_not_fit_are_told() -> None:
-    given = logits(8)
+    given = draw_logits(8)
     short = {**given, "reference_rejected_logits": given["reference_rejected_logits"][:-2]}
     with pytest.raises(ValueError, match="reference_rejected_logits: 8 rows, fewer than 3 tokens"):
-        compute(ObjectiveConfig(), short)
+        compute_objective(ObjectiveConfig(), short)
     absent = {**given, "policy_rejected_image_logits": None}
     with pytest.raises(ValueError, match="policy_rejected_image_logits: None, fewer than"):
-        compute(ObjectiveConfig(), absent)
-    assert compute(ObjectiveConfig(preset="hdpo"), absent).loss.isfinite()
+        compute_objective(ObjectiveConfig(), absent)
+    assert compute_objective(ObjectiveConfig(preset="hdpo"), absent).loss.isfinite()
     with pytest.raises(ValueError, match="prompt_ids is empty"):
-        compute(ObjectiveConfig(), given, prompt=[])
+        compute_objective(ObjectiveConfig(), given, prompt=[])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_any_float_dtype_is_taken(dtype: torch.dtype) -> None:
-    given = logits(9)
-    exact = compute(ObjectiveConfig(), given).loss.item()
-    rough = compute(ObjectiveConfig(), {name: rows.to(dtype) for name, rows in given.items()})
+    given = draw_logits(9)
+    exact = compute_objective(ObjectiveConfig(), given).loss.item()
+    rough = compute_objective(
+        ObjectiveConfig(), {name: rows.to(dtype) for name, rows in given.items()}
+    )
     assert rough.loss.item() == pytest.approx(exact, rel=0.05)
 
 
 def test_any_whole_dtype_of_ids_is_taken() -> None:
-    given = logits(11)
+    given = draw_logits(11)
     ids = {"prompt_ids": PROMPT, "chosen_ids": CHOSEN, "rejected_ids": REJECTED}
     small = {name: torch.tensor(values, dtype=torch.int32) for name, values in ids.items()}
     found = objective_from_logits(ObjectiveConfig(), **small, **given)
-    assert torch.equal(found.loss, compute(ObjectiveConfig(), given).loss)
+    assert torch.equal(found.loss, compute_objective(ObjectiveConfig(), given).loss)
 
 
 @pytest.mark.parametrize("form", ["paper", "one_sigmoid", "released"])
 @pytest.mark.parametrize("empty", ["chosen", "rejected"])
 def test_an_empty_response_says_nothing(form: str, empty: str) -> None:
     config = ObjectiveConfig(form=form)
-    given = logits(10)
-    found = compute(config, given, **{empty: []})
+    given = draw_logits(10)
+    found = compute_objective(config, given, **{empty: []})
     assert found.loss.isfinite()
     assert getattr(found, f"{empty}_reward").item() == 0.0

@@ -30,7 +30,9 @@ def test_equals_the_released_code(oracles: Path) -> None:
         ([], [1, 2], ([], [])),
     ],
 )
-def test_small_cases(chosen: list[int], rejected: list[int], expected: object) -> None:
+def test_changed_positions_of_small_cases(
+    chosen: list[int], rejected: list[int], expected: object
+) -> None:
     assert changed_positions(chosen, rejected) == expected
 
 

@@ -17,7 +17,7 @@ from chip_core.objectives.scores import HeadScores, OutputHead, chunk_size, head
 CASES = ["trained", "frozen"]
 
 
-def draw(
+def draw_inputs(
     positions: int = 7, known: int = 5, hidden: int = 4, vocabulary: int = 11, *, bias: bool = True,
     dtype: torch.dtype = torch.float64, scale: float = 1.0, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
@@ -39,8 +39,8 @@ def draw(
     }
 
 
-def plain(given: dict[str, Any]) -> HeadScores:
-    """Whole logits."""
+def compute_from_logits(given: dict[str, Any]) -> HeadScores:
+    """Compute the scores from whole logits."""
 
     def logits(hidden: Tensor, head: OutputHead) -> Tensor:
         made = torch.nn.functional.linear(hidden, head.weight, head.bias)
@@ -53,8 +53,10 @@ def plain(given: dict[str, Any]) -> HeadScores:
     )
 
 
-def gradients(scores: HeadScores, given: dict[str, Any], differentiable: int) -> list[Tensor]:
-    """The gradients of a sum with fixed weights, of divergences the first few alone."""
+def compute_gradients(
+    scores: HeadScores, given: dict[str, Any], differentiable: int
+) -> list[Tensor]:
+    """Compute gradients of a sum with fixed weights, of divergences the first few alone."""
     assert scores.kl is not None
     of_logps = torch.linspace(-1, 2, len(scores.logps), dtype=scores.logps.dtype)
     of_kl = torch.linspace(1, 3, len(scores.kl), dtype=scores.kl.dtype)
@@ -65,7 +67,7 @@ def gradients(scores: HeadScores, given: dict[str, Any], differentiable: int) ->
     return list(torch.autograd.grad(total, trained))
 
 
-def require(given: dict[str, Any], case: str) -> dict[str, Any]:
+def require_gradients(given: dict[str, Any], case: str) -> dict[str, Any]:
     given["hidden"].requires_grad_()
     if case == "trained":
         for value in (given["head"].weight, given["head"].bias):
@@ -80,20 +82,21 @@ def require(given: dict[str, Any], case: str) -> dict[str, Any]:
     seed=st.integers(0, 5),
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)
-def test_it_is_what_whole_logits_give(
+def test_scores_in_chunks_equal_those_of_whole_logits(
     positions: int, known: int, differentiable: int, chunk: int, bias: bool, case: str, seed: int
 ) -> None:
     known = min(known, positions)
-    given = require(draw(positions, known, bias=bias, seed=seed), case)
+    given = require_gradients(draw_inputs(positions, known, bias=bias, seed=seed), case)
     ours = head_scores(**given, kl_gradients=differentiable, chunk=chunk)
-    theirs = plain(given)
+    theirs = compute_from_logits(given)
     assert ours.kl is not None and theirs.kl is not None
     assert torch.allclose(ours.logps, theirs.logps, rtol=1e-12, atol=1e-13)
     assert torch.allclose(ours.kl, theirs.kl, rtol=1e-12, atol=1e-13)
     pairs = zip(
-        gradients(ours, given, differentiable), gradients(theirs, given, differentiable),
+        compute_gradients(ours, given, differentiable),
+        compute_gradients(theirs, given, differentiable),
         strict=True,
-    )  # fmt: skip
+    )
     for one, other in pairs:
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
 
@@ -101,7 +104,7 @@ def test_it_is_what_whole_logits_give(
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("chunk", [2, 100])
 def test_gradcheck(case: str, chunk: int) -> None:
-    given = require(draw(3, 2, 2, 4), case)
+    given = require_gradients(draw_inputs(3, 2, 2, 4), case)
 
     def both(hidden: Tensor, *head: Tensor) -> tuple[Tensor, Tensor]:
         own = OutputHead(weight=head[0], bias=head[1]) if head else given["head"]
@@ -119,7 +122,7 @@ def test_gradcheck(case: str, chunk: int) -> None:
 
 
 def test_the_divergence_of_the_others_is_a_constant() -> None:
-    given = require(draw(), "trained")
+    given = require_gradients(draw_inputs(), "trained")
     scores = head_scores(**given, kl_gradients=2)
     assert scores.kl is not None
     (gradient,) = torch.autograd.grad(scores.kl.sum(), given["hidden"])
@@ -128,14 +131,14 @@ def test_the_divergence_of_the_others_is_a_constant() -> None:
 
 
 def test_without_a_reference_there_is_no_divergence() -> None:
-    given = draw()
+    given = draw_inputs()
     scores = head_scores(given["hidden"], given["ids"], given["head"])
     assert scores.kl is None
-    assert torch.allclose(scores.logps, plain(given).logps)
+    assert torch.allclose(scores.logps, compute_from_logits(given).logps)
 
 
 def test_without_a_head_of_its_own_the_reference_has_the_policys() -> None:
-    given = draw()
+    given = draw_inputs()
     own = head_scores(
         given["hidden"], given["ids"], given["head"], reference_hidden=given["hidden"]
     )
@@ -154,36 +157,36 @@ def test_logits_of_ten_thousand_stay_finite(case: str, dtype: torch.dtype) -> No
         "reference_hidden": torch.tensor([[-1.0], [-1.0], [0.0]], dtype=dtype),
         "reference_head": OutputHead(weight=weight.clone()),
     }
-    scores = head_scores(**require(given, case), kl_gradients=3)
+    scores = head_scores(**require_gradients(given, case), kl_gradients=3)
     assert scores.kl is not None
     # log p of the largest is 0, of the smallest −2e4, of the middle one −1e4.
     assert scores.logps.tolist() == [0, -2e4, -1e4]
     # All of the reference on the policy's least likely: 2e4; alike: 0; evenly on three: the mean
     # of 0, 2e4 and 1e4, less the entropy log 3.
     assert scores.kl.tolist() == pytest.approx([2e4, 0, 1e4 - math.log(3)], rel=1e-6)
-    assert all(gradient.isfinite().all() for gradient in gradients(scores, given, 3))
+    assert all(gradient.isfinite().all() for gradient in compute_gradients(scores, given, 3))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_under_autocast_products_are_in_bf16_and_sums_in_fp32(case: str) -> None:
-    given = require(draw(64, 64, 32, 500, dtype=torch.float32, scale=0.3), case)
-    true = plain(given)
+    given = require_gradients(draw_inputs(64, 64, 32, 500, dtype=torch.float32, scale=0.3), case)
+    true = compute_from_logits(given)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours = head_scores(**given, kl_gradients=64)
-        theirs = plain(given)
+        theirs = compute_from_logits(given)
     assert ours.logps.dtype == torch.float32
     assert ours.kl is not None and true.kl is not None and theirs.kl is not None
     # To the bit what whole logits in bf16 and a log-softmax in fp32 give.
     assert torch.equal(ours.logps, theirs.logps)
     assert torch.allclose(ours.kl, theirs.kl, rtol=1e-5, atol=1e-6)
-    exact, one, other = (gradients(scores, given, 64) for scores in (true, ours, theirs))
+    exact, one, other = (compute_gradients(scores, given, 64) for scores in (true, ours, theirs))
     for truth, own, whole in zip(exact, one, other, strict=True):
         assert own.dtype == torch.float32
         assert (own - truth).norm() <= 1.25 * (whole - truth).norm()
 
 
 def test_no_graph_is_kept_where_no_gradient_is_wanted() -> None:
-    given = require(draw(), "trained")
+    given = require_gradients(draw_inputs(), "trained")
     with torch.no_grad():
         scores = head_scores(**given, kl_gradients=5)
     assert not scores.logps.requires_grad

@@ -40,7 +40,9 @@ def one_too_few(prompt: Any, answers: list[str]) -> list[float]:
     return [0.0]
 
 
-def made_in(folder: Path, *, batch: int = 8, report: Any = None, **settings: Any) -> SamplingResult:
+def sample_into(
+    folder: Path, *, batch: int = 8, report: Any = None, **settings: Any
+) -> SamplingResult:
     torch.set_num_threads(1)
     return sample_pairs(
         "shapes",
@@ -53,8 +55,8 @@ def made_in(folder: Path, *, batch: int = 8, report: Any = None, **settings: Any
     )
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """All that a folder shows."""
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Read all files that a folder shows."""
     files = (path for path in folder.rglob("*") if path.is_file())
     named = {path.relative_to(folder): path for path in files}
     return {
@@ -65,13 +67,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    made_in(folder)
+    sample_into(folder)
     return folder
 
 
-def dies_after(batches: int) -> Callable[[Progress], None]:
+def interrupt_after(batches: int) -> Callable[[Progress], None]:
     told = 0
 
     def report(progress: Progress) -> None:
@@ -83,27 +85,27 @@ def dies_after(batches: int) -> Callable[[Progress], None]:
     return report
 
 
-def test_killed_twice_it_is_the_same_to_the_byte(whole: Path, tmp_path: Path) -> None:
+def test_killed_twice_it_is_the_same_to_the_byte(undisturbed: Path, tmp_path: Path) -> None:
     for batches in (1, 2):
         with pytest.raises(StoppedError):
-            made_in(tmp_path, report=dies_after(batches))
-        assert contents(tmp_path) == {}
+            sample_into(tmp_path, report=interrupt_after(batches))
+        assert read_files(tmp_path) == {}
         (answers,) = (tmp_path / ".sampled").rglob("*.jsonl")
         answers.write_bytes(answers.read_bytes()[:-9])  # in the middle of a line
-    made = made_in(tmp_path)
-    assert contents(tmp_path) == contents(whole)
+    made = sample_into(tmp_path)
+    assert read_files(tmp_path) == read_files(undisturbed)
     assert made.pairs + sum(made.dropped.values()) == PROMPTS
-    assert made_in(tmp_path).sampled == 0 < made.sampled
+    assert sample_into(tmp_path).sampled == 0 < made.sampled
 
 
-def test_the_batch_changes_no_pair(whole: Path, tmp_path: Path) -> None:
-    made_in(tmp_path, batch=1)
-    assert contents(tmp_path) == contents(whole)
+def test_the_batch_changes_no_pair(undisturbed: Path, tmp_path: Path) -> None:
+    sample_into(tmp_path, batch=1)
+    assert read_files(tmp_path) == read_files(undisturbed)
 
 
-def test_rows_are_the_best_against_the_worst_and_can_be_trained_on(whole: Path) -> None:
-    pairs = load_pairs(DataConfig(source=str(whole)))
-    rows = [json.loads(line) for line in (whole / "pairs.jsonl").read_text().splitlines()]
+def test_rows_are_the_best_against_the_worst_and_can_be_trained_on(undisturbed: Path) -> None:
+    pairs = load_pairs(DataConfig(source=str(undisturbed)))
+    rows = [json.loads(line) for line in (undisturbed / "pairs.jsonl").read_text().splitlines()]
     assert 0 < len(pairs) == len(rows) < PROMPTS
     for pair, row in zip(pairs, rows, strict=True):
         scene = world.parse_scene_id(pair.id)
@@ -113,19 +115,19 @@ def test_rows_are_the_best_against_the_worst_and_can_be_trained_on(whole: Path) 
         assert [-row["score_chosen"], -row["score_rejected"]] == found
         assert found[0] < found[1]
         assert pair.image.tobytes() == world.draw_scene(scene).tobytes()
-    provenance = json.loads((whole / "provenance.json").read_text())
+    provenance = json.loads((undisturbed / "provenance.json").read_text())
     assert provenance["ranker"] == {"ranker": "chair", "version": "shapes-1"}
     assert provenance["counts"]["pairs"] == len(rows)
 
 
 def test_ties_alone_write_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^no pair: of {PROMPTS} prompts .*tie: best and worst"):
-        made_in(tmp_path, ranker=f"{__name__}:all_ties")
-    assert contents(tmp_path) == {}
+        sample_into(tmp_path, ranker=f"{__name__}:all_ties")
+    assert read_files(tmp_path) == {}
 
 
 def test_a_rule_of_ones_own_ranks(tmp_path: Path) -> None:
-    made_in(tmp_path, ranker=f"{__name__}:shortest")
+    sample_into(tmp_path, ranker=f"{__name__}:shortest")
     for line in (tmp_path / "pairs.jsonl").read_text().splitlines():
         row = json.loads(line)
         assert len(row["chosen"]) == -row["score_chosen"] < -row["score_rejected"]
@@ -134,31 +136,31 @@ def test_a_rule_of_ones_own_ranks(tmp_path: Path) -> None:
 
 def test_a_rule_that_scores_too_few_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="one_too_few: prompt 'train/.*1 scores for .* answers"):
-        made_in(tmp_path, ranker=f"{__name__}:one_too_few")
+        sample_into(tmp_path, ranker=f"{__name__}:one_too_few")
 
 
-def test_a_folder_of_something_else_is_left_alone(whole: Path, tmp_path: Path) -> None:
-    before = contents(whole)
+def test_a_folder_of_something_else_is_left_alone(undisturbed: Path, tmp_path: Path) -> None:
+    before = read_files(undisturbed)
     with pytest.raises(UserError, match="holds pairs of another model, other prompts or settings"):
-        made_in(whole, margin=1.5)
+        sample_into(undisturbed, margin=1.5)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds notes.txt, which does not belong to the pairs"):
-        made_in(tmp_path)
-    assert contents(whole) == before
+        sample_into(tmp_path)
+    assert read_files(undisturbed) == before
 
 
-def scored(*values: float | None) -> list[Score | None]:
+def make_scores(*values: float | None) -> list[Score | None]:
     return [None if value is None else Score(value=value) for value in values]
 
 
 def test_which_answers_make_a_pair() -> None:
     texts = ["a", "b", "c"]
-    assert choose_pair(texts[:1], scored(1), 0) == ONE_ANSWER
-    assert choose_pair(texts, scored(None, 1, None), 0) == UNRANKED
-    assert choose_pair(texts, scored(2, 2, 2), 0) == TIE
-    assert choose_pair(texts, scored(2, 2, 1), 1.5) == NARROW
-    assert choose_pair(texts, scored(1, 2, 2), 1) == ("b", "a", Score(value=2), Score(value=1))
-    richer = [*scored(0), Score(value=2, tie_break=1), Score(value=2, tie_break=3)]
+    assert choose_pair(texts[:1], make_scores(1), 0) == ONE_ANSWER
+    assert choose_pair(texts, make_scores(None, 1, None), 0) == UNRANKED
+    assert choose_pair(texts, make_scores(2, 2, 2), 0) == TIE
+    assert choose_pair(texts, make_scores(2, 2, 1), 1.5) == NARROW
+    assert choose_pair(texts, make_scores(1, 2, 2), 1) == ("b", "a", Score(value=2), Score(value=1))
+    richer = [*make_scores(0), Score(value=2, tie_break=1), Score(value=2, tie_break=3)]
     assert choose_pair(texts, richer, 0) == ("c", "a", richer[2], richer[0])
 
 

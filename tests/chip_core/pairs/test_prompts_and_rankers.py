@@ -27,17 +27,17 @@ from chip_core.trial import run_trial
 from chip_core.utils.errors import ConfigError, StoppedError, TrialError, UserError
 
 from ..evaluation.benchmarks import coco_cases
-from ..evaluation.judge.server import good, serving
+from ..evaluation.judge.server import rate_question, run_judge_server
 
 
-def rows(folder: Path, *records: dict[str, Any], name: str = "prompts.jsonl") -> str:
+def write_prompts(folder: Path, *records: dict[str, Any], name: str = "prompts.jsonl") -> str:
     Image.new("RGB", (8, 8), "red").save(folder / "red.png")
     (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(folder / name)
 
 
 def test_rows_of_prompts_alone_and_of_preferences(tmp_path: Path) -> None:
-    alone = rows(
+    alone = write_prompts(
         tmp_path,
         {"id": 7, "image": "red.png", "question": "<image>\nWhat?", "objects": ["dog"]},
         {"image": "red.png", "prompt": "Where?"},
@@ -47,17 +47,19 @@ def test_rows_of_prompts_alone_and_of_preferences(tmp_path: Path) -> None:
     assert (second.id, second.prompt) == ("prompts.jsonl:1", "Where?")
     assert first.pictures[0].read().size == (8, 8)
     pair = {"image": "red.png", "prompt": "Where?", "chosen": "here", "rejected": "there"}
-    preferences = rows(tmp_path, {"id": "a", **pair}, {"id": "a", **pair}, name="pairs.jsonl")
+    preferences = write_prompts(
+        tmp_path, {"id": "a", **pair}, {"id": "a", **pair}, name="pairs.jsonl"
+    )
     assert [item.id for item in read_prompts(DataConfig(source=preferences))] == ["a", "a@1"]
     Image.new("RGB", (4, 4), "blue").save(tmp_path / "blue.png")
     own = {"chosen_image": "blue.png", "rejected_image": "red.png", **pair}
     del own["image"]
-    (item,) = read_prompts(DataConfig(source=rows(tmp_path, own, name="sides.jsonl")))
+    (item,) = read_prompts(DataConfig(source=write_prompts(tmp_path, own, name="sides.jsonl")))
     assert item.pictures[0].read().size == (4, 4)
 
 
 def test_every_bad_row_is_told_with_its_place(tmp_path: Path) -> None:
-    source = rows(
+    source = write_prompts(
         tmp_path,
         {"prompt": "What?"},
         {"image": "red.png"},
@@ -70,9 +72,9 @@ def test_every_bad_row_is_told_with_its_place(tmp_path: Path) -> None:
     assert "no image" in lines[0] and "no prompt" in lines[1] and "blue.png" in lines[2]
 
 
-def asked(folder: Path, **fields: Any) -> list[Item]:
+def read_one_prompt(folder: Path, **fields: Any) -> list[Item]:
     return read_prompts(
-        DataConfig(source=rows(folder, {"image": "red.png", "prompt": "?"} | fields))
+        DataConfig(source=write_prompts(folder, {"image": "red.png", "prompt": "?"} | fields))
     )
 
 
@@ -84,18 +86,18 @@ def test_chair_ranks_by_what_a_row_or_coco_says_is_there(
     monkeypatch.setattr(chair, "tokenize_words", lambda text: re.findall(r"\w+", text))
     (tmp_path / "chair").mkdir()
     (tmp_path / "coco").mkdir()
-    coco_cases.synonyms(tmp_path / "chair", "synonyms.txt")
-    coco_cases.annotations(tmp_path / "coco")
+    coco_cases.write_synonyms(tmp_path / "chair", "synonyms.txt")
+    coco_cases.write_annotations(tmp_path / "coco")
     ranker = open_ranker(PairsConfig(), "x.jsonl", DataPaths(benchmark_data=tmp_path))
     answers = [["A puppy and two buses.", "A dog with a man.", "Nothing."]]
     # Image 1 shows a dog, a person and, by a caption, a traffic light.
     expected = [
         [Score(value=-1, tie_break=1), Score(value=0, tie_break=2), Score(value=0, tie_break=0)]
     ]
-    assert ranker.rank(asked(tmp_path, image_id=1), answers) == expected
-    assert ranker.rank(asked(tmp_path, objects=["Puppy", "man"]), answers) == expected
+    assert ranker.rank(read_one_prompt(tmp_path, image_id=1), answers) == expected
+    assert ranker.rank(read_one_prompt(tmp_path, objects=["Puppy", "man"]), answers) == expected
     with pytest.raises(UserError, match="the objects in its image are unknown: give a list"):
-        ranker.rank(asked(tmp_path, image_id=99), answers)
+        ranker.rank(read_one_prompt(tmp_path, image_id=99), answers)
     with pytest.raises(UserError, match="give its location with --benchmark-data"):
         open_ranker(PairsConfig(), "x.jsonl", DataPaths())
 
@@ -113,7 +115,7 @@ def test_what_a_ranker_lacks_is_told_before_a_model_is_loaded(
     (told,) = lacking("x.jsonl", data_paths)
     assert told.startswith(f"pairs: ranker chair reads objects' names from {tmp_path}/chair/syn")
     (tmp_path / "chair").mkdir()
-    coco_cases.synonyms(tmp_path / "chair", "synonyms.txt")
+    coco_cases.write_synonyms(tmp_path / "chair", "synonyms.txt")
     assert lacking("x.jsonl", data_paths) == []
     judge = {"model": "m", "api_key_env": "NO_SUCH_KEY"}
     (told,) = lacking("shapes", data_paths, ranker="judge", judge=judge)
@@ -140,7 +142,7 @@ def test_a_judge_rates_each_answer(tmp_path: Path) -> None:
     )
     settings = PairsConfig(ranker="judge")
     ranker = open_ranker(settings, "x.jsonl", DataPaths(judge_replies=replies))
-    scores = ranker.rank(asked(tmp_path, id="a"), [["one", "two", "three"]])
+    scores = ranker.rank(read_one_prompt(tmp_path, id="a"), [["one", "two", "three"]])
     assert scores == [[Score(value=5), None, Score(value=1)]]
     with pytest.raises(UserError, match="there is no judge: name one by judge.model"):
         open_ranker(settings, "x.jsonl", DataPaths())
@@ -160,7 +162,7 @@ def test_an_endpoint_sees_the_image_and_the_answer(
         {"ranker": "judge", "judge": {"model": "m", "api_key_env": None}}
     )
     ranker = open_ranker(settings, "x.jsonl", DataPaths(judge_cache=tmp_path / "judge"))
-    prompts = asked(tmp_path, prompt="What {answer}?")
+    prompts = read_one_prompt(tmp_path, prompt="What {answer}?")
     assert ranker.rank(prompts, [["A dog."]]) == [[Score(value=4)]]
     image, text = seen[0].messages[0]["content"]
     assert image["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
@@ -188,10 +190,10 @@ def test_each_reply_of_a_judge_is_told_and_hears_a_stop(tmp_path: Path) -> None:
         if len(told) == 2:
             raise StoppedError("stop")
 
-    with serving(good) as judge:
+    with run_judge_server(rate_question) as judge:
         named = {"model": "m", "base_url": judge.url, "api_key_env": None, "concurrency": 1}
         settings = PairsConfig.model_validate({"ranker": "judge", "judge": named})
         ranker = open_ranker(settings, "x.jsonl", DataPaths(judge_cache=tmp_path / "judge"), report)
         with pytest.raises(StoppedError):
-            ranker.rank(asked(tmp_path), [["one", "two", "three"]])
+            ranker.rank(read_one_prompt(tmp_path), [["one", "two", "three"]])
     assert [(each.done, each.total) for each in told[:2]] == [(1, 3), (2, 3)]

@@ -36,12 +36,12 @@ CHANGES: dict[str, Any] = {
 }
 
 
-def settings(configured: Configured, **pairs: Any) -> TrialConfig:
+def make_config(configured: Configured, **pairs: Any) -> TrialConfig:
     return configured(**CHANGES, pairs={**PAIRS, **pairs})
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """The trial's weights and all rounds' pairs."""
+def read_outputs(folder: Path) -> dict[str, bytes]:
+    """Read the trial's weights and all rounds' pairs."""
     named = [folder / "model" / "model.safetensors", *(folder / "rounds").glob("*/*.json*")]
     return {
         str(path.relative_to(folder)): path.read_bytes()
@@ -51,19 +51,19 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trial_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("whole")
 
 
 @pytest.fixture
-def whole(shapes_config: Configured, place: Path) -> tuple[TrialResult, Path]:
+def undisturbed(shapes_config: Configured, trial_folder: Path) -> tuple[TrialResult, Path]:
     """Two rounds, once for all tests."""
-    made = read_result(place)
-    return made or run_trial(settings(shapes_config), folder=place), place
+    made = read_result(trial_folder)
+    return made or run_trial(make_config(shapes_config), folder=trial_folder), trial_folder
 
 
-def test_rounds_are_trainings_one_after_another(whole: tuple[TrialResult, Path]) -> None:
-    result, folder = whole
+def test_rounds_are_trainings_one_after_another(undisturbed: tuple[TrialResult, Path]) -> None:
+    result, folder = undisturbed
     assert result.steps == 4 and result.data["sampled"] == 2 * 12 * 3
     assert not any("are reused" in note for note in result.notes)
     assert result.seconds["sample pairs"] > 0
@@ -85,7 +85,7 @@ def test_rounds_are_trainings_one_after_another(whole: tuple[TrialResult, Path])
     assert any((after[name] != before[name].float()).any() for name in before)
 
 
-class Ends:
+class InterruptAt:
     """Ends an attempt at the `number`th report of a phase."""
 
     def __init__(self, phase: str, number: int) -> None:
@@ -99,19 +99,19 @@ class Ends:
 
 
 def test_broken_off_anywhere_it_comes_to_the_same(
-    whole: tuple[TrialResult, Path], shapes_config: Configured, tmp_path: Path
+    undisturbed: tuple[TrialResult, Path], shapes_config: Configured, tmp_path: Path
 ) -> None:
-    config = settings(shapes_config).model_copy(
+    config = make_config(shapes_config).model_copy(
         update={"engine": shapes_config(engine__generation_batch=9).engine}
     )
     attempts: list[Path] = []
     result = None
     for ends in (
-        Ends("sample answers", 2),  # in the first round's answers
-        Ends("train", 2),  # after the first round's last step, its model not saved
-        Ends("sample answers", 3),  # the first round is trained
-        Ends("train", 1),  # in the trial's own training
-        Ends("nothing", 1),
+        InterruptAt("sample answers", 2),  # in the first round's answers
+        InterruptAt("train", 2),  # after the first round's last step, its model not saved
+        InterruptAt("sample answers", 3),  # the first round is trained
+        InterruptAt("train", 1),  # in the trial's own training
+        InterruptAt("nothing", 1),
     ):
         folder = tmp_path / f"attempt-{len(attempts)}"
         if len(attempts) == 4:  # as on another machine, where a round's weights are not
@@ -129,36 +129,38 @@ def test_broken_off_anywhere_it_comes_to_the_same(
             attempts.insert(0, folder)
     assert result is not None and len(attempts) == 4
     assert any("resumed" in note for note in result.notes)
-    assert result.metrics == whole[0].metrics and result.steps == 4
-    assert files(folder) == files(whole[1])
+    assert result.metrics == undisturbed[0].metrics and result.steps == 4
+    assert read_outputs(folder) == read_outputs(undisturbed[1])
 
 
 def test_a_checkpoint_of_other_pairs_is_not_gone_on_from(
-    whole: tuple[TrialResult, Path], shapes_config: Configured, tmp_path: Path
+    undisturbed: tuple[TrialResult, Path], shapes_config: Configured, tmp_path: Path
 ) -> None:
     """As where an attempt's checkpoints are at hand, and its rounds are not."""
-    config = settings(shapes_config)
+    config = make_config(shapes_config)
     with pytest.raises(StoppedError):
-        run_trial(config, folder=tmp_path / "one", report=Ends("train", 3))
+        run_trial(config, folder=tmp_path / "one", report=InterruptAt("train", 3))
     kept = make_kept_folder(tmp_path / "one", 1)
     kept.mkdir()
     assert list((tmp_path / "one/checkpoints").iterdir())
     shutil.rmtree(tmp_path / "one/rounds")
     begun = tmp_path / "one"
     with pytest.raises(StoppedError):  # killed as soon as it has pairs of its own
-        run_trial(config, folder=tmp_path / "two", resume_from=begun, report=Ends("train", 2))
+        run_trial(
+            config, folder=tmp_path / "two", resume_from=begun, report=InterruptAt("train", 2)
+        )
     assert not kept.exists() and not (begun / "checkpoints").exists()
     result = run_trial(
         config, folder=tmp_path / "three", resume_from=tmp_path / "two", earlier=(begun,)
     )
     assert not any("resumed after step" in note and "one" in note for note in result.notes)
-    assert files(tmp_path / "three") == files(whole[1])
+    assert read_outputs(tmp_path / "three") == read_outputs(undisturbed[1])
 
 
 def test_one_round_takes_all_prompts_where_none_are_counted(
     shapes_config: Configured, tmp_path: Path
 ) -> None:
-    config = settings(shapes_config, rounds=1, prompts=None)
+    config = make_config(shapes_config, rounds=1, prompts=None)
     result = run_trial(config, folder=tmp_path)
     assert result.steps == 2 and result.data["sampled"] == 24 * 3
     provenance = json.loads((tmp_path / "rounds" / "1" / "provenance.json").read_text())
@@ -166,14 +168,14 @@ def test_one_round_takes_all_prompts_where_none_are_counted(
 
 
 def test_adapters_go_on_from_round_to_round(shapes_config: Configured, tmp_path: Path) -> None:
-    config = settings(shapes_config)
+    config = make_config(shapes_config)
     config = config.model_copy(update={"language_model": "lora"})
     run_trial(config, folder=tmp_path / "whole")
     first, second = read_records(tmp_path / "whole" / "curves.jsonl")
     # The reference is the first round's adapter, not the model below it.
     assert first["figures"]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert second["figures"]["loss"] != pytest.approx(math.log(2), abs=1e-4)
-    ends = Ends("sample answers", 2)  # of the second round: the first one's adapter is saved
+    ends = InterruptAt("sample answers", 2)  # of the second round: the first one's adapter is saved
     with pytest.raises(StoppedError):
         run_trial(config, folder=tmp_path / "one", report=ends)
     result = run_trial(config, folder=tmp_path / "two", earlier=(tmp_path / "one",))
@@ -190,7 +192,7 @@ def all_ties(prompt: Any, answers: list[str]) -> list[float]:
 
 
 def test_ties_alone_fail_the_trial_with_a_line(shapes_config: Configured, tmp_path: Path) -> None:
-    config = settings(shapes_config, rounds=1, prompts=2, ranker=f"{__name__}:all_ties")
+    config = make_config(shapes_config, rounds=1, prompts=2, ranker=f"{__name__}:all_ties")
     with pytest.raises(TrialError, match="^pairs, round 1: no pair: of 2 prompts"):
         run_trial(config, folder=tmp_path)
 
@@ -226,7 +228,7 @@ def test_rounds_share_no_reference_cache(shapes_config: Configured) -> None:
         ({"rejected_image": "given"}, r"do not have a rejected image \(rejected_image is given\)"),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_impossible_settings_are_refused_in_one_line(
     shapes_config: Configured, changes: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(ConfigError, match=told) as refused:
@@ -237,7 +239,7 @@ def test_what_cannot_be_is_one_line(
 def test_several_workers_are_refused_before_anything_is_run(
     shapes_config: Configured, tmp_path: Path
 ) -> None:
-    config = settings(shapes_config).model_copy(
+    config = make_config(shapes_config).model_copy(
         update={"engine": shapes_config(engine__workers_per_trial=2).engine}
     )
     (told,) = find_unmet_requirements(config)

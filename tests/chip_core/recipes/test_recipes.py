@@ -11,7 +11,7 @@ from chip_core.config.validation import parse_trial_config
 from chip_core.models import loading
 
 
-def config(name: str) -> TrialConfig:
+def load_config(name: str) -> TrialConfig:
     return parse_trial_config(recipes.read_yaml(recipes.find_recipe(name)), name)
 
 
@@ -24,13 +24,13 @@ def test_these_are_shipped() -> None:
 
 @pytest.mark.parametrize("name", recipes.recipe_names())
 def test_a_recipe_is_complete_and_needs_nothing_to_be_planned(name: str) -> None:
-    made = config(name)
+    made = load_config(name)
     assert loading.find_model_problem(made.model) is None
     assert len(fingerprint(training_identity(made, loading.identity(made.model), {}))) == 64
 
 
 def test_the_papers_recipe_has_the_released_settings() -> None:
-    made = config("llava-1.6-7b-full")
+    made = load_config("llava-1.6-7b-full")
     assert made.optimizer.lr == 5e-7
     assert (made.optimizer.schedule, made.optimizer.warmup) == ("cosine", 0.03)
     assert (made.optimizer.weight_decay, made.optimizer.clip) == (0.0, 20.0)
@@ -43,7 +43,7 @@ def test_the_papers_recipe_has_the_released_settings() -> None:
 
 
 def test_muffins_recipe_has_the_released_settings_of_its_own() -> None:
-    made, other = config("muffin-13b"), config("llava-1.6-7b-full")
+    made, other = load_config("muffin-13b"), load_config("llava-1.6-7b-full")
     assert made.training.epochs == 3
     assert made.training.max_length == 2048
     assert made.objective.weight("segment") == 1.0  # dpo_token_weight 2.0 = 1 + λ

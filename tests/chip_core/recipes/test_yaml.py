@@ -27,7 +27,7 @@ from chip_core.utils.errors import ConfigError
         ("{a: [1, b]}", {"a": [1, "b"]}),
     ],
 )
-def test_scalars(text: str, value: object) -> None:
+def test_scalars_have_the_types_that_users_mean(text: str, value: object) -> None:
     found = recipes.parse_yaml(text, "x")
     assert (found, type(found)) == (value, type(value))
 

@@ -30,15 +30,15 @@ from chip_core.reference_cache.folder import (
     store_folder,
     verify,
 )
-from chip_core.reference_cache.shards import ReferenceCacheStore, write_shard
+from chip_core.reference_cache.shards import OpenedStore, write_shard
 from chip_core.reference_cache.size import DiskSpaceError, check_disk_space
 
 IDENTITY = {"kind": "text", "model": {"content": "abc"}, "layers": (1, 2)}
 ROWS = SHARD_ROWS + 3
 
 
-def row(number: int) -> dict[str, torch.Tensor]:
-    """A row whose lengths and values are a function of its number."""
+def make_row(number: int) -> dict[str, torch.Tensor]:
+    """Make a row whose lengths and values are a function of its number."""
     chosen, rejected = 1 + number % 5, 2 + number % 3
     return {
         "chosen.ids": torch.full((chosen,), number, dtype=torch.int32),
@@ -47,24 +47,24 @@ def row(number: int) -> dict[str, torch.Tensor]:
     }
 
 
-def made(cache: Path) -> Path:
-    """A whole store of two shards."""
+def write_store(cache: Path) -> Path:
+    """Write a whole store of two shards."""
     folder = store_folder(cache, "0123456789" * 6)
     partial = partial_folder(folder)
-    write_shard(partial, 0, [row(number) for number in range(SHARD_ROWS)])
-    write_shard(partial, 1, [row(number) for number in range(SHARD_ROWS, ROWS)])
+    write_shard(partial, 0, [make_row(number) for number in range(SHARD_ROWS)])
+    write_shard(partial, 1, [make_row(number) for number in range(SHARD_ROWS, ROWS)])
     names = [shard_name(0), shard_name(1)]
     commit(folder, identity=IDENTITY, rows=ROWS, names=names, made={"seconds": 1.0})
     return folder
 
 
-def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def rewrite_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     raw = json.loads(path.read_text())
     change(raw)
     path.write_text(json.dumps(raw))
 
 
-def flip(path: Path) -> None:
+def flip_bit(path: Path) -> None:
     """Change one bit of the last byte, and nothing of what the file system says."""
     before = path.stat()
     with path.open("r+b") as file:
@@ -76,10 +76,10 @@ def flip(path: Path) -> None:
 
 
 def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
-    store = ReferenceCacheStore(made(tmp_path), IDENTITY)
+    store = OpenedStore(write_store(tmp_path), IDENTITY)
     assert len(store) == ROWS
     for number in (0, 1, SHARD_ROWS - 1, SHARD_ROWS, ROWS - 1):
-        for column, values in row(number).items():
+        for column, values in make_row(number).items():
             read = store.row(number, column)
             assert read.dtype == values.dtype
             assert torch.equal(read, values)
@@ -93,9 +93,9 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 def test_what_is_half_written_is_no_store(tmp_path: Path) -> None:
     folder = store_folder(tmp_path, "ab")
-    write_shard(partial_folder(folder), 0, [row(0)])
+    write_shard(partial_folder(folder), 0, [make_row(0)])
     with pytest.raises(BrokenStoreError, match="it does not exist"):
-        ReferenceCacheStore(folder)
+        OpenedStore(folder)
     with pytest.raises(BrokenStoreError, match=r"shard-00001\.safetensors was not built"):
         commit(folder, identity={}, rows=300, names=[shard_name(0), shard_name(1)], made={})
     assert not folder.exists()
@@ -109,19 +109,19 @@ def test_what_is_half_written_is_no_store(tmp_path: Path) -> None:
             lambda f: os.truncate(f / shard_name(1), 100),
             r"shard-00001\.safetensors is cut off: 100 of \d+ bytes",
         ),
-        (lambda f: flip(f / shard_name(0)), r"shard-00000\.safetensors is corrupt"),
+        (lambda f: flip_bit(f / shard_name(0)), r"shard-00000\.safetensors is corrupt"),
         (
-            lambda f: rewritten(f / "manifest.json", lambda raw: raw.update(format=0)),
+            lambda f: rewrite_json(f / "manifest.json", lambda raw: raw.update(format=0)),
             "its format is 0, but only 1 is known",
         ),
         (
-            lambda f: rewritten(f / "manifest.json", lambda raw: raw.pop("files")),
+            lambda f: rewrite_json(f / "manifest.json", lambda raw: raw.pop("files")),
             r"manifest\.json cannot be read \(KeyError\)",
         ),
         (lambda f: (f / "manifest.json").write_text("{"), r"manifest\.json cannot be read"),
         (lambda f: (f / "manifest.json").unlink(), "it does not exist"),
         (
-            lambda f: rewritten(
+            lambda f: rewrite_json(
                 f / "manifest.json", lambda raw: raw["identity"]["model"].update(content="def")
             ),
             "it belongs to another model, data set or setting",
@@ -131,15 +131,15 @@ def test_what_is_half_written_is_no_store(tmp_path: Path) -> None:
 def test_a_damaged_store_is_never_opened(
     tmp_path: Path, damage: Callable[[Path], object], said: str
 ) -> None:
-    folder = made(tmp_path)
-    ReferenceCacheStore(folder, IDENTITY)
+    folder = write_store(tmp_path)
+    OpenedStore(folder, IDENTITY)
     damage(folder)
     with pytest.raises(BrokenStoreError, match=said):
-        ReferenceCacheStore(folder, IDENTITY)
+        OpenedStore(folder, IDENTITY)
 
 
 def test_files_are_hashed_once_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = made(tmp_path)
+    folder = write_store(tmp_path)
     hashed: list[str] = []
     sha256 = folders.hash_file
 
@@ -163,26 +163,26 @@ def test_files_are_hashed_once_a_machine(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_file_of_an_interrupted_making_is_taken_over_only_if_whole(tmp_path: Path) -> None:
     partial = tmp_path / "ab.partial"
-    write_shard(partial, 0, [row(0)])
+    write_shard(partial, 0, [make_row(0)])
     assert read_recorded_file(partial, shard_name(0)) is not None
     assert read_recorded_file(partial, shard_name(1)) is None
-    flip(partial / shard_name(0))
+    flip_bit(partial / shard_name(0))
     assert read_recorded_file(partial, shard_name(0)) is None
-    write_shard(partial, 0, [row(0)])
+    write_shard(partial, 0, [make_row(0)])
     os.truncate(partial / shard_name(0), 10)
     assert read_recorded_file(partial, shard_name(0)) is None
 
 
 def test_an_open_store_that_is_removed_reads_on(tmp_path: Path) -> None:
-    folder = made(tmp_path)
-    store = ReferenceCacheStore(folder)
+    folder = write_store(tmp_path)
+    store = OpenedStore(folder)
     remove(folder)
     assert not any(tmp_path.iterdir())
     assert torch.equal(
-        store.row(SHARD_ROWS + 1, "chosen.hidden"), row(SHARD_ROWS + 1)["chosen.hidden"]
+        store.row(SHARD_ROWS + 1, "chosen.hidden"), make_row(SHARD_ROWS + 1)["chosen.hidden"]
     )
     with pytest.raises(BrokenStoreError, match="it does not exist"):
-        ReferenceCacheStore(folder)
+        OpenedStore(folder)
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,8 +234,8 @@ with build_lock(Path(sys.argv[1])):
 """
 
 
-def holder(folder: Path, seconds: float) -> subprocess.Popen[str]:
-    """A process that makes a store, for so long."""
+def start_lock_holder(folder: Path, seconds: float) -> subprocess.Popen[str]:
+    """Start a process that makes a store, for so long."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True
     )
@@ -244,9 +244,9 @@ def holder(folder: Path, seconds: float) -> subprocess.Popen[str]:
     return process
 
 
-def test_of_two_one_makes_and_the_other_waits(tmp_path: Path) -> None:
+def test_a_second_builder_waits_for_the_first(tmp_path: Path) -> None:
     folder = tmp_path / "ab"
-    with holder(folder, 1.5) as process:
+    with start_lock_holder(folder, 1.5) as process:
         assert str(read_lock_owner(folder)).startswith(f"process {process.pid} on ")
         told: list[str] = []
         with build_lock(folder, told.append):
@@ -259,7 +259,7 @@ def test_of_two_one_makes_and_the_other_waits(tmp_path: Path) -> None:
 
 def test_a_killed_maker_holds_nobody_up(tmp_path: Path) -> None:
     folder = tmp_path / "ab"
-    with holder(folder, 60) as process:
+    with start_lock_holder(folder, 60) as process:
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=5)
     began = time.monotonic()

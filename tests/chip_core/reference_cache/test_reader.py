@@ -28,7 +28,7 @@ from chip_core.reference_cache.folder import (
     store_folder,
 )
 from chip_core.reference_cache.reader import CacheReader
-from chip_core.reference_cache.shards import ReferenceCacheStore
+from chip_core.reference_cache.shards import OpenedStore
 from chip_core.reference_cache.size import DiskSpaceError
 from chip_core.reference_cache.spec import (
     AvailableCaches,
@@ -44,6 +44,8 @@ from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
 from chip_core.utils.workers import Workers
 
+from ..trainings import read_losses
+
 Configured = Callable[..., TrialConfig]
 ROWS = 10
 
@@ -56,7 +58,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def configured(shapes_config: Configured) -> Configured:
+def make_config(shapes_config: Configured) -> Configured:
     def made(**changes: Any) -> TrialConfig:
         given = {"data__limit": ROWS, "training__epochs": 2, "engine__feature_cache": "off"}
         return shapes_config(**{**given, **changes})
@@ -64,21 +66,16 @@ def configured(shapes_config: Configured) -> Configured:
     return made
 
 
-def passes(config: TrialConfig) -> tuple[CacheSpec, ...]:
+def list_specs(config: TrialConfig) -> tuple[CacheSpec, ...]:
     return list_cache_specs(config, {"content": "the model"}, {"source": "shapes"})
 
 
-def offered(config: TrialConfig, cache: Path) -> AvailableCaches:
-    ensure_caches(passes(config), config, cache=cache)
-    return AvailableCaches(cache=cache, passes=passes(config))
+def build_caches(config: TrialConfig, cache: Path) -> AvailableCaches:
+    ensure_caches(list_specs(config), config, cache=cache)
+    return AvailableCaches(cache=cache, passes=list_specs(config))
 
 
-def losses(folder: Path) -> list[float]:
-    lines = (folder / CURVES).read_text().splitlines()
-    return [json.loads(line)["figures"]["loss"] for line in lines]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
+def read_shards(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
 
@@ -101,11 +98,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     ],
 )  # fmt: skip
 def test_figures_are_the_live_ones(
-    configured: Configured, tmp_path: Path, changes: dict[str, Any]
+    make_config: Configured, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    config = configured(**changes, engine__feature_cache="on")
+    config = make_config(**changes, engine__feature_cache="on")
     stored = run_trial(
-        config, folder=tmp_path / "stored", caches=offered(config, tmp_path / "cache")
+        config, folder=tmp_path / "stored", caches=build_caches(config, tmp_path / "cache")
     )
     live = run_trial(config, folder=tmp_path / "live")
     assert (stored.engine["reference"], live.engine["reference"]) == ("stored", "live")
@@ -114,17 +111,17 @@ def test_figures_are_the_live_ones(
     assert live.engine["image_features"] == "computed"
     assert stored.notes == live.notes
     assert len(live.notes) == (config.vision_encoder != "frozen")  # its layer that is not read
-    one, other = losses(tmp_path / "stored"), losses(tmp_path / "live")
+    one, other = read_losses(tmp_path / "stored"), read_losses(tmp_path / "live")
     assert len(one) == 3
     assert one == pytest.approx(other, rel=1e-5)
 
 
-def test_bf16_shows_in_the_divergence_alone(configured: Configured, tmp_path: Path) -> None:
+def test_bf16_shows_in_the_divergence_alone(make_config: Configured, tmp_path: Path) -> None:
     found = {}
     for precision in ("fp32", "bf16"):
-        config = configured(reference_cache=precision)
+        config = make_config(reference_cache=precision)
         cache = tmp_path / "cache"
-        run_trial(config, folder=tmp_path / precision, caches=offered(config, cache))
+        run_trial(config, folder=tmp_path / precision, caches=build_caches(config, cache))
         lines = (tmp_path / precision / CURVES).read_text().splitlines()
         found[precision] = [json.loads(line)["figures"] for line in lines]
     first, rounded = found["fp32"][0], found["bf16"][0]
@@ -135,51 +132,51 @@ def test_bf16_shows_in_the_divergence_alone(configured: Configured, tmp_path: Pa
         assert first[f"term/{term}"] == rounded[f"term/{term}"]
 
 
-def test_what_rounding_does_is_noted(configured: Configured, tmp_path: Path) -> None:
+def test_what_rounding_does_is_noted(make_config: Configured, tmp_path: Path) -> None:
     def noted(**changes: Any) -> float:
-        config = configured(objective="hdpo", reference_cache="bf16", **changes)
-        (one,) = passes(config)
+        config = make_config(objective="hdpo", reference_cache="bf16", **changes)
+        (one,) = list_specs(config)
         noted: float = ensure_caches([one], config, cache=tmp_path)[0].made["rounding"]
         return noted
 
     # bf16 has 8 bits: what is rounded by at most 1 in 256 moves a logit of this model by less
     assert 0 < noted() < 0.05
     assert noted(model__path="shapes", model__dtype="bf16") == 0  # the head reads bf16 anyway
-    config = configured(objective="hdpo")
-    made = ensure_caches(passes(config), config, cache=tmp_path)[0].made
+    config = make_config(objective="hdpo")
+    made = ensure_caches(list_specs(config), config, cache=tmp_path)[0].made
     assert made["prefix_sharing"] == "on"
     assert "rounding" not in made
 
 
 def test_however_many_workers_and_passes_at_once_it_is_the_same_to_the_bit(
-    configured: Configured, tmp_path: Path
+    make_config: Configured, tmp_path: Path
 ) -> None:
-    config = configured(engine__micro_batch=2, engine__feature_cache="on")
-    assert len(passes(config)) == 4
-    other = configured(engine__micro_batch=1, engine__feature_cache="on", seed=5)
+    config = make_config(engine__micro_batch=2, engine__feature_cache="on")
+    assert len(list_specs(config)) == 4
+    other = make_config(engine__micro_batch=1, engine__feature_cache="on", seed=5)
     for part in (1, 0):
-        rows = build_shard(passes(config), other, cache=tmp_path / "two", part=part, parts=2)
-    for one in passes(config):
+        rows = build_shard(list_specs(config), other, cache=tmp_path / "two", part=part, parts=2)
+    for one in list_specs(config):
         ensure_caches([one], config, cache=tmp_path / "alone")
         finish_cache(one, cache=tmp_path / "two", rows=rows, seconds=1.0)
-        made = contents(store_folder(tmp_path / "alone", one.key))
+        made = read_shards(store_folder(tmp_path / "alone", one.key))
         assert len(made) == (4 if one.hidden else 3)  # ceil(10 / 4), and the head
-        assert made == contents(store_folder(tmp_path / "two", one.key))
+        assert made == read_shards(store_folder(tmp_path / "two", one.key))
 
 
-def test_a_pass_without_a_part_is_none(configured: Configured, tmp_path: Path) -> None:
-    config = configured(objective="dpo")
-    (one,) = passes(config)
+def test_a_pass_without_a_part_is_none(make_config: Configured, tmp_path: Path) -> None:
+    config = make_config(objective="dpo")
+    (one,) = list_specs(config)
     rows = build_shard([one], config, cache=tmp_path, part=0, parts=2)
     with pytest.raises(BrokenStoreError, match=f"{shard_name(1)} was not built"):
         finish_cache(one, cache=tmp_path, rows=rows, seconds=1.0)
 
 
-def test_arms_with_text_terms_read_logps_alone(configured: Configured, tmp_path: Path) -> None:
-    config = configured(objective="dpo")
-    (one,) = passes(config)
+def test_arms_with_text_terms_read_logps_alone(make_config: Configured, tmp_path: Path) -> None:
+    config = make_config(objective="dpo")
+    (one,) = list_specs(config)
     (manifest,) = ensure_caches([one], config, cache=tmp_path)
-    store = ReferenceCacheStore(store_folder(tmp_path, one.key))
+    store = OpenedStore(store_folder(tmp_path, one.key))
     tokens = sum(len(store.row(place, f"{side}.ids")) for place in range(ROWS)
                  for side in ("chosen", "rejected"))  # fmt: skip
     # 4 bytes for a token's id, 4 for its log-probability; offsets and headers come on top
@@ -188,13 +185,13 @@ def test_arms_with_text_terms_read_logps_alone(configured: Configured, tmp_path:
 
 
 def test_a_store_with_hidden_states_serves_arms_without_the_token_term(
-    configured: Configured, tmp_path: Path
+    make_config: Configured, tmp_path: Path
 ) -> None:
-    chip, dpo = configured(objective="hdpo"), configured(objective="dpo")
-    result = run_trial(dpo, folder=tmp_path / "dpo", caches=offered(chip, tmp_path / "cache"))
+    chip, dpo = make_config(objective="hdpo"), make_config(objective="dpo")
+    result = run_trial(dpo, folder=tmp_path / "dpo", caches=build_caches(chip, tmp_path / "cache"))
     run_trial(dpo, folder=tmp_path / "live")
     assert result.engine["reference"] == "stored"
-    assert losses(tmp_path / "dpo") == pytest.approx(losses(tmp_path / "live"), rel=1e-5)
+    assert read_losses(tmp_path / "dpo") == pytest.approx(read_losses(tmp_path / "live"), rel=1e-5)
 
 
 class _Stopped(Exception):
@@ -202,10 +199,10 @@ class _Stopped(Exception):
 
 
 def test_what_was_interrupted_goes_on_with_what_is_whole(
-    configured: Configured, tmp_path: Path
+    make_config: Configured, tmp_path: Path
 ) -> None:
-    config = configured(objective="hdpo")
-    (one,) = passes(config)
+    config = make_config(objective="hdpo")
+    (one,) = list_specs(config)
     folder = store_folder(tmp_path / "cache", one.key)
 
     def stop(progress: Progress) -> None:
@@ -223,7 +220,7 @@ def test_what_was_interrupted_goes_on_with_what_is_whole(
         progress.total if progress.phase == "reference pass" else 0))  # fmt: skip
     assert max(told) == 4 + 2  # shards 1 and 2 of 4, 4 and 2 samples: shard 0 was whole
     ensure_caches([one], config, cache=tmp_path / "whole")
-    assert contents(folder) == contents(store_folder(tmp_path / "whole", one.key))
+    assert read_shards(folder) == read_shards(store_folder(tmp_path / "whole", one.key))
     assert not partial.exists()
     told.clear()
     ensure_caches([one], config, cache=tmp_path / "cache", report=lambda progress: told.append(1))
@@ -299,10 +296,10 @@ def test_two_at_once_make_it_once_also_where_one_is_killed(tmp_path: Path) -> No
     ],
 )
 def test_a_trial_whose_store_is_gone_or_broken_computes_and_says_so(
-    configured: Configured, tmp_path: Path, damage: Callable[[Path], None], said: str
+    make_config: Configured, tmp_path: Path, damage: Callable[[Path], None], said: str
 ) -> None:
-    config = configured()
-    stores = offered(config, tmp_path / "cache")
+    config = make_config()
+    stores = build_caches(config, tmp_path / "cache")
     damage(store_folder(stores.cache, stores.passes[1].key))
     result = run_trial(config, folder=tmp_path / "trial", caches=stores)
     run_trial(config, folder=tmp_path / "live")
@@ -310,45 +307,47 @@ def test_a_trial_whose_store_is_gone_or_broken_computes_and_says_so(
     (note,) = result.notes
     assert said in note
     assert "rejected image diffusion" in note
-    assert losses(tmp_path / "trial") == pytest.approx(losses(tmp_path / "live"), rel=1e-5)
+    assert read_losses(tmp_path / "trial") == pytest.approx(
+        read_losses(tmp_path / "live"), rel=1e-5
+    )
 
 
-def refused(config: TrialConfig, stores: AvailableCaches, folder: Path) -> TrialResult:
+def run_without_caches(config: TrialConfig, stores: AvailableCaches, folder: Path) -> TrialResult:
     result = run_trial(config, folder=folder, caches=stores)
     assert result.engine["reference"] == "live"
     return result
 
 
-def test_features_are_the_towers_and_no_more(configured: Configured, tmp_path: Path) -> None:
-    config = configured(objective="dpo", engine__feature_cache="on")
-    one = passes(config)[1]
+def test_features_are_the_towers_and_no_more(make_config: Configured, tmp_path: Path) -> None:
+    config = make_config(objective="dpo", engine__feature_cache="on")
+    one = list_specs(config)[1]
     (manifest,) = ensure_caches([one], config, cache=tmp_path)
     assert one.name == "image features"
     model, processor = loading.load(config.model)
     vision = model.config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2 + 1
-    values = ReferenceCacheStore(store_folder(tmp_path, one.key)).row(3, "hidden_states:-2.values")
+    values = OpenedStore(store_folder(tmp_path, one.key)).row(3, "hidden_states:-2.values")
     assert values.shape == (1, patches, vision.hidden_size)
     a_sample = 4 * patches * vision.hidden_size
     assert ROWS * a_sample < manifest.bytes < ROWS * a_sample + 3 * 1024
 
 
 def test_features_under_a_trained_tower_are_not_used(
-    configured: Configured, tmp_path: Path
+    make_config: Configured, tmp_path: Path
 ) -> None:
-    frozen = configured(objective="dpo", engine__feature_cache="on")
-    stores = offered(frozen, tmp_path / "cache")
-    trained = configured(objective="dpo", vision_encoder="trained")
+    frozen = make_config(objective="dpo", engine__feature_cache="on")
+    stores = build_caches(frozen, tmp_path / "cache")
+    trained = make_config(objective="dpo", vision_encoder="trained")
     result = run_trial(trained, folder=tmp_path / "trial", caches=stores)
     assert result.engine["image_features"] == "computed"
     assert [note for note in result.notes if "are within the tower" in note]
 
 
 def test_features_of_a_tower_that_is_another_are_not_used(
-    configured: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configured(objective="dpo", engine__feature_cache="on")
-    one = passes(config)[1]
+    config = make_config(objective="dpo", engine__feature_cache="on")
+    one = list_specs(config)[1]
     load = loading.load
 
     def other(*given: Any, **options: Any) -> Any:
@@ -368,10 +367,10 @@ def test_features_of_a_tower_that_is_another_are_not_used(
 
 
 def test_a_store_of_another_model_is_not_used(
-    configured: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A hub name may mean other weights tomorrow: what the store is of, by name, is the same.
-    config = configured(objective="dpo")
+    config = make_config(objective="dpo")
     load = loading.load
 
     def other(*given: Any, **options: Any) -> Any:
@@ -382,29 +381,31 @@ def test_a_store_of_another_model_is_not_used(
 
     with monkeypatch.context() as patched:
         patched.setattr(loading, "load", other)
-        stores = offered(config, tmp_path / "cache")
-    (note,) = refused(config, stores, tmp_path / "trial").notes
+        stores = build_caches(config, tmp_path / "cache")
+    (note,) = run_without_caches(config, stores, tmp_path / "trial").notes
     assert "its log-probabilities are not this model's" in note
 
 
 def test_in_bf16_what_is_stored_is_what_is_computed_to_rounding(
-    configured: Configured, tmp_path: Path
+    make_config: Configured, tmp_path: Path
 ) -> None:
     """Hidden states are bf16 in either, and kept in bf16 whatever the key says.
 
     A pass computes other pairs together than a step does, which in bf16 may round otherwise.
     """
-    config = configured(model={"path": "shapes", "dtype": "bf16"}, reference_cache="fp32")
-    stores = offered(config, tmp_path / "cache")
+    config = make_config(model={"path": "shapes", "dtype": "bf16"}, reference_cache="fp32")
+    stores = build_caches(config, tmp_path / "cache")
     assert [spec.hidden for spec in stores.passes if spec.kind == "text"] == ["bf16"]
     live = run_trial(config, folder=tmp_path / "live")
     stored = run_trial(config, folder=tmp_path / "stored", caches=stores)
     assert (live.engine["reference"], stored.engine["reference"]) == ("live", "stored")
-    assert losses(tmp_path / "stored") == pytest.approx(losses(tmp_path / "live"), rel=1e-3)
+    assert read_losses(tmp_path / "stored") == pytest.approx(
+        read_losses(tmp_path / "live"), rel=1e-3
+    )
 
 
 def test_a_store_that_one_worker_cannot_use_none_does(
-    configured: Configured, tmp_path: Path
+    make_config: Configured, tmp_path: Path
 ) -> None:
     """Each worker's machine has a disk of its own: else one would read and another compute."""
 
@@ -417,8 +418,8 @@ def test_a_store_that_one_worker_cannot_use_none_does(
     class Broken(Other):
         said: ClassVar[str | None] = "part 3 is missing"
 
-    config = configured(objective="dpo")
-    stores = offered(config, tmp_path / "cache")
+    config = make_config(objective="dpo")
+    stores = build_caches(config, tmp_path / "cache")
     model, processor = loading.load(config.model)
     pairs = load_checked_pairs(config, lambda _: None)
     policy = Policy(model, config.objective)
@@ -430,21 +431,23 @@ def test_a_store_that_one_worker_cannot_use_none_does(
         assert ["part 3 is missing" in note for note in found.notes] == [True] * (1 - opened)
 
 
-def test_a_store_of_other_data_is_not_used(configured: Configured, tmp_path: Path) -> None:
-    config = configured(objective="dpo")
-    stores = offered(config, tmp_path / "cache")
-    (note,) = refused(configured(objective="dpo", data__limit=9), stores, tmp_path / "a").notes
+def test_a_store_of_other_data_is_not_used(make_config: Configured, tmp_path: Path) -> None:
+    config = make_config(objective="dpo")
+    stores = build_caches(config, tmp_path / "cache")
+    (note,) = run_without_caches(
+        make_config(objective="dpo", data__limit=9), stores, tmp_path / "a"
+    ).notes
     assert "it has 10 samples, but the data has 9" in note
 
 
 def test_responses_that_changed_meanwhile_stop_the_trial(
-    configured: Configured, tmp_path: Path
+    make_config: Configured, tmp_path: Path
 ) -> None:
-    config = configured(objective="dpo")
-    stores = offered(config, tmp_path / "cache")
+    config = make_config(objective="dpo")
+    stores = build_caches(config, tmp_path / "cache")
     (one,) = stores.passes
     folder = store_folder(stores.cache, one.key)
-    whole = ReferenceCacheStore(folder)
+    whole = OpenedStore(folder)
     columns = [f"{side}.{name}" for side in ("chosen", "rejected") for name in ("ids", "logps")]
     rows = [{name: whole.row(place, name) for name in columns} for place in range(ROWS)]
     for place in range(1, ROWS - 1):  # of what is looked at before the first step, nothing
@@ -457,10 +460,10 @@ def test_responses_that_changed_meanwhile_stop_the_trial(
 
 
 def test_no_room_is_told_before_anything_is_computed(
-    configured: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configured(objective="hdpo")
-    (one,) = passes(config)
+    config = make_config(objective="hdpo")
+    (one,) = list_specs(config)
     (manifest,) = ensure_caches([one], config, cache=tmp_path / "cache")
     free = manifest.bytes  # enough, and less than responses of `max_length` would take
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": free})())
@@ -479,7 +482,7 @@ def test_no_room_is_told_before_anything_is_computed(
     assert not list((tmp_path / "full").rglob("*.safetensors"))
 
 
-def full_rows(folder: Path) -> str:
+def write_full_rows(folder: Path) -> str:
     """Write rows with all that an objective may read; return their file."""
     rows = []
     for number in range(ROWS):
@@ -504,15 +507,15 @@ def full_rows(folder: Path) -> str:
 
 @pytest.mark.parametrize("objective", ["symmpo", "opadpo"])
 def test_third_responses_and_second_images_are_stored_too(
-    configured: Configured, tmp_path: Path, objective: str
+    make_config: Configured, tmp_path: Path, objective: str
 ) -> None:
-    config = configured(objective=objective, data__source=full_rows(tmp_path))
+    config = make_config(objective=objective, data__source=write_full_rows(tmp_path))
     stored = run_trial(
-        config, folder=tmp_path / "stored", caches=offered(config, tmp_path / "cache")
+        config, folder=tmp_path / "stored", caches=build_caches(config, tmp_path / "cache")
     )
     live = run_trial(config, folder=tmp_path / "live")
     assert (stored.engine["reference"], live.engine["reference"]) == ("stored", "live")
-    one, other_losses = losses(tmp_path / "stored"), losses(tmp_path / "live")
+    one, other_losses = read_losses(tmp_path / "stored"), read_losses(tmp_path / "live")
     assert one == pytest.approx(other_losses, rel=1e-5)
     assert one[-1] < one[0]
 
@@ -521,13 +524,13 @@ def test_third_responses_and_second_images_are_stored_too(
     "objectives", [("symmpo", "cmdpo"), ("opadpo", "symmpo"), ("tpo", "opadpo")]
 )
 def test_a_group_of_several_objectives_passes_is_made(
-    configured: Configured, tmp_path: Path, objectives: tuple[str, str]
+    make_config: Configured, tmp_path: Path, objectives: tuple[str, str]
 ) -> None:
     """Each asks other columns of the rows; a study's passes are made together."""
-    source = full_rows(tmp_path)
+    source = write_full_rows(tmp_path)
     wanted = {
         spec.key: (spec, config)
-        for config in (configured(objective=one, data__source=source) for one in objectives)
+        for config in (make_config(objective=one, data__source=source) for one in objectives)
         for spec in list_cache_specs(config, {"content": "a"}, {"files": ["a"]})
         if not spec.is_features
     }

@@ -9,7 +9,7 @@ from chip_core.reference_cache.size import USUAL_RESPONSE_TOKENS, estimate_store
 from chip_core.reference_cache.spec import CacheSpec, list_cache_specs
 
 
-def specs(**settings: object) -> tuple[TrialConfig, dict[str, CacheSpec]]:
+def list_specs(**settings: object) -> tuple[TrialConfig, dict[str, CacheSpec]]:
     tree = recipes.read_yaml(recipes.find_recipe("llava-1.6-7b"))
     for key, value in settings.items():
         set_key(tree, key.replace("__", "."), value)
@@ -18,7 +18,7 @@ def specs(**settings: object) -> tuple[TrialConfig, dict[str, CacheSpec]]:
 
 
 def test_the_pairs_and_widths_are_the_published_ones() -> None:
-    config, found = specs()
+    config, found = list_specs()
     # Of each token its id, its log-probability and 4,096 numbers in bf16; the output head as the
     # model holds it.
     token, head = 4 + 4 + 2 * 4096, 2 * 4096 * 32064
@@ -32,7 +32,7 @@ def test_the_pairs_and_widths_are_the_published_ones() -> None:
 
 
 def test_a_limit_counts() -> None:
-    config, found = specs(data__limit=100)
+    config, found = list_specs(data__limit=100)
     assert (
         estimate_store_bytes(found["rejected_image"], config, None)
         == 100 * USUAL_RESPONSE_TOKENS * 8
@@ -40,5 +40,5 @@ def test_a_limit_counts() -> None:
 
 
 def test_other_data_is_not_known() -> None:
-    config, found = specs(data__source="nobody/pairs")
+    config, found = list_specs(data__source="nobody/pairs")
     assert estimate_store_bytes(found["text"], config, None) is None

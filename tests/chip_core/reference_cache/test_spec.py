@@ -22,18 +22,18 @@ MODEL = {"content": "abc"}
 DATA = {"source": "shapes"}
 
 
-def config(**changes: Any) -> TrialConfig:
-    """A trial without passes of features, unless it is asked for them."""
+def make_config(**changes: Any) -> TrialConfig:
+    """Make a trial without passes of features, unless it is asked for them."""
     engine = {"feature_cache": "off", **changes.pop("engine", {})}
     return TrialConfig.model_validate({"model": "shapes", "engine": engine, **changes})
 
 
-def passes(**changes: Any) -> tuple[CacheSpec, ...]:
-    return list_cache_specs(config(**changes), MODEL, DATA)
+def list_specs(**changes: Any) -> tuple[CacheSpec, ...]:
+    return list_cache_specs(make_config(**changes), MODEL, DATA)
 
 
-def keys(**changes: Any) -> list[str]:
-    return [one.key for one in passes(**changes)]
+def list_keys(**changes: Any) -> list[str]:
+    return [one.key for one in list_specs(**changes)]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def keys(**changes: Any) -> list[str]:
 def test_a_trial_has_the_passes_that_its_terms_read(
     changes: dict[str, Any], names: list[str]
 ) -> None:
-    assert [one.name for one in passes(**changes)] == names
+    assert [one.name for one in list_specs(**changes)] == names
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_trial_has_the_passes_that_its_terms_read(
     ],
 )
 def test_trials_that_differ_otherwise_share_all(change: dict[str, Any]) -> None:
-    assert keys(**change) == keys()
+    assert list_keys(**change) == list_keys()
 
 
 @pytest.mark.parametrize(
@@ -110,36 +110,36 @@ def test_trials_that_differ_otherwise_share_all(change: dict[str, Any]) -> None:
     ],
 )
 def test_another_reference_shares_nothing(change: dict[str, Any]) -> None:
-    assert not set(keys(**change)) & set(keys())
+    assert not set(list_keys(**change)) & set(list_keys())
 
 
 def test_presets_of_margins_share_what_others_have() -> None:
-    text, image = keys(objective="cmdpo")
+    text, image = list_keys(objective="cmdpo")
     released = {"preset": "rdpo", "form": "released"}
-    assert keys(objective="mpo") == keys(objective="dpo") == [text]
-    assert keys(objective="vdpo") == [text]  # the policy alone is asked without the image
-    assert keys(objective={"preset": "vdpo", "method": {"guidance": "reference"}})[:2] == (
+    assert list_keys(objective="mpo") == list_keys(objective="dpo") == [text]
+    assert list_keys(objective="vdpo") == [text]  # the policy alone is asked without the image
+    assert list_keys(objective={"preset": "vdpo", "method": {"guidance": "reference"}})[:2] == (
         [text, image]
     )
-    assert keys(objective="sft") == []
-    assert [one.name for one in passes(objective="tpo")] == [
+    assert list_keys(objective="sft") == []
+    assert [one.name for one in list_specs(objective="tpo")] == [
         "text",
         "rejected, logits",
         "chosen, logits",
         "rejected image, logits, rejected image diffusion",
         "rejected image rejected, logits, rejected image diffusion",
     ]
-    assert [one.name for one in passes(objective=released)] == [
+    assert [one.name for one in list_specs(objective=released)] == [
         "text",
         "rejected, best other",
         "rejected image, best other, rejected image diffusion",
     ]
-    assert set(keys(objective="tpo")) & set(keys(objective=released)) == {text}
+    assert set(list_keys(objective="tpo")) & set(list_keys(objective=released)) == {text}
 
 
 def test_content_counts() -> None:
     for other in (({"content": "def"}, DATA), (MODEL, {"files": ["a"]})):
-        assert not set(keys()) & {one.key for one in list_cache_specs(config(), *other)}
+        assert not set(list_keys()) & {one.key for one in list_cache_specs(make_config(), *other)}
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_content_counts() -> None:
     ],
 )
 def test_another_rejected_image_shares_the_text(change: dict[str, Any]) -> None:
-    (text, image), (other_text, other_image) = keys(), keys(rejected_image=change)
+    (text, image), (other_text, other_image) = list_keys(), list_keys(rejected_image=change)
     assert text == other_text
     assert image != other_image
 
@@ -183,7 +183,7 @@ def test_a_frozen_tower_is_kept_where_it_is_computed_on_a_cpu(
     changes: dict[str, Any], names: list[str]
 ) -> None:
     engine = {"feature_cache": "auto", **changes.get("engine", {})}
-    assert [one.name for one in passes(**{**changes, "engine": engine})] == names
+    assert [one.name for one in list_specs(**{**changes, "engine": engine})] == names
 
 
 @pytest.mark.parametrize("family", ["muffin", "qwen2_5_vl", "llava"])
@@ -192,7 +192,7 @@ def test_a_tower_with_a_trained_projector_in_it_is_not_kept(family: str, tmp_pat
 
     def names(feature_cache: str, projector: str) -> list[str]:
         engine = {"feature_cache": feature_cache}
-        made = config(model=str(tmp_path), objective="dpo", projector=projector, engine=engine)
+        made = make_config(model=str(tmp_path), objective="dpo", projector=projector, engine=engine)
         return [one.name for one in list_cache_specs(made, MODEL, DATA)]
 
     kept = ["text", "image features"]
@@ -205,7 +205,7 @@ def test_a_tower_with_a_trained_projector_in_it_is_not_kept(family: str, tmp_pat
 def test_features_are_the_same_for_any_length_and_route() -> None:
     def of_tower(**changes: Any) -> str:
         engine = {"feature_cache": "on", **changes.pop("engine", {})}
-        return keys(objective="dpo", engine=engine, **changes)[1]
+        return list_keys(objective="dpo", engine=engine, **changes)[1]
 
     assert of_tower(training={"max_length": 100}) == of_tower()
     assert of_tower(engine={"prefix_sharing": "off"}) == of_tower()
@@ -214,9 +214,9 @@ def test_features_are_the_same_for_any_length_and_route() -> None:
 
 def test_rows_left_out_for_want_of_a_rejected_image_make_other_pairs() -> None:
     skip = {"data": {"source": "a.jsonl", "on_bad_row": "skip"}, "objective": "cmdpo"}
-    assert keys(**skip, rejected_image="given")[0] != keys(**skip)[0]
+    assert list_keys(**skip, rejected_image="given")[0] != list_keys(**skip)[0]
     fail = {"data": {"source": "a.jsonl"}, "objective": "cmdpo"}
-    assert keys(**fail, rejected_image="given")[0] == keys(**fail)[0]
+    assert list_keys(**fail, rejected_image="given")[0] == list_keys(**fail)[0]
 
 
 def test_passes_of_the_same_samples_are_made_together() -> None:
@@ -226,7 +226,9 @@ def test_passes_of_the_same_samples_are_made_together() -> None:
         "training": {"epochs": 2},
         "engine": {"feature_cache": "on"},
     }
-    groups = group_specs([*passes(**drawn), *passes(**{**drawn, "data": {"limit": 10}})[:1]])
+    groups = group_specs(
+        [*list_specs(**drawn), *list_specs(**{**drawn, "data": {"limit": 10}})[:1]]
+    )
     assert [[one.name for one in group] for group in groups] == [
         [
             "text, hidden states in fp32",
@@ -237,13 +239,14 @@ def test_passes_of_the_same_samples_are_made_together() -> None:
         ["rejected image diffusion, epoch 1", "features of rejected image diffusion, epoch 1"],
         ["text, hidden states in fp32"],  # of other pairs
     ]
-    shorter = passes(**{**drawn, "training": {"max_length": 100}})[:2]  # the features are the same
-    assert [len(group) for group in group_specs([*passes(**drawn)[:2], shorter[0]])] == [2, 1]
+    # The features are the same.
+    shorter = list_specs(**{**drawn, "training": {"max_length": 100}})[:2]
+    assert [len(group) for group in group_specs([*list_specs(**drawn)[:2], shorter[0]])] == [2, 1]
 
 
 def test_a_group_is_made_with_what_each_of_its_passes_needs() -> None:
-    dpo = config(objective="dpo", vision_encoder="trained", training={"max_length": 100})
-    chip = config(
+    dpo = make_config(objective="dpo", vision_encoder="trained", training={"max_length": 100})
+    chip = make_config(
         objective="chip",
         rejected_image={"strategy": "crop", "corruption_seed": "per_trial"},
         seed=7,
@@ -265,22 +268,22 @@ def test_what_leaves_nothing_to_compute() -> None:
         "rejected_image": {"redraw": "each_epoch"},
         "training": {"epochs": 2},
     }
-    text, first, second = passes(**drawn)
+    text, first, second = list_specs(**drawn)
 
     def covers(*ones: CacheSpec, **changes: Any) -> bool:
-        return AvailableCaches(cache=Path(), passes=ones).covers(config(**changes))
+        return AvailableCaches(cache=Path(), passes=ones).covers(make_config(**changes))
 
     assert covers(text, first, second, **drawn)
     assert not covers(text, first, **drawn)
     assert not covers(first, second, **drawn)
     assert covers(text, objective="dpo")
-    assert covers(*passes(objective="chip"), objective="chip")
+    assert covers(*list_specs(objective="chip"), objective="chip")
     assert not covers(objective="dpo")
 
 
 def test_how_often_a_pass_is_read() -> None:
     def read(samples: int, **training: Any) -> list[int]:
-        trial = config(
+        trial = make_config(
             objective="cmdpo",
             rejected_image={"redraw": "each_epoch"},
             training={"batch_size": 4, "epochs": 2, **training},

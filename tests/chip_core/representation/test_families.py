@@ -22,7 +22,7 @@ def test_states_of_a_family(family: str) -> None:
             true=pair.chosen,
             hallucinated=pair.rejected,
         )
-        for pair in families.pairs()[:2]
+        for pair in families.make_pairs()[:2]
     ]
     found = compute_representations(model, processor, described, Reading())
     for part in (found.image, found.true, found.hallucinated):

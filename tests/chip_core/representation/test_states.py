@@ -95,7 +95,7 @@ def test_the_embedded_set_names_one_object_too_many() -> None:
         assert hallucinated.covered == true.objects
 
 
-def rows_in(folder: Path, *rows: object) -> Path:
+def write_rows(folder: Path, *rows: object) -> Path:
     file = folder / "set.jsonl"
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return file
@@ -104,7 +104,7 @@ def rows_in(folder: Path, *rows: object) -> Path:
 def test_a_set_of_ones_own(tmp_path: Path, loaded: Loaded) -> None:
     for name, item in zip(("one", "two"), read_described_images("shapes", 2), strict=True):
         item.image().save(tmp_path / f"{name}.png")
-    file = rows_in(
+    file = write_rows(
         tmp_path,
         {"image": "one.png", "true": "a red moon", "hallucinated": "a red star"},
         {"image": "two.png", "true": "a ring", "hallucinated": "a cross", "prompt": "describe"},
@@ -126,11 +126,11 @@ def test_a_line_that_lacks_something(tmp_path: Path, row: object, said: str) -> 
     read_described_images("shapes", 2)[0].image().save(tmp_path / "one.png")
     good = {"image": "one.png", "true": "x", "hallucinated": "y"}
     with pytest.raises(UserError, match=said):
-        read_described_images(str(rows_in(tmp_path, good, row)), 150)
+        read_described_images(str(write_rows(tmp_path, good, row)), 150)
 
 
 def test_a_set_that_is_not_there_or_too_small(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_described_images(str(tmp_path / "none.jsonl"), 150)
     with pytest.raises(UserError, match="holds 0 items"):
-        read_described_images(str(rows_in(tmp_path)), 150)
+        read_described_images(str(write_rows(tmp_path)), 150)

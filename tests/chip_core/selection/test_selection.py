@@ -32,13 +32,13 @@ BEST = {"rule": "best", "metric": CHAIR}
 ASKED = {"select": [{"name": "shapes", "limit": 4}], "report": [{"name": "shapes", "limit": 4}]}
 
 
-def declared(**training: Any) -> TrialConfig:
+def make_declared_config(**training: Any) -> TrialConfig:
     return TrialConfig.model_validate(
         {"model": "shapes", "benchmarks": {"select": ["shapes"]}, "training": training}
     )
 
 
-def points(*figures: tuple[int, float | None, float | None]) -> list[ScoredCheckpoint]:
+def make_points(*figures: tuple[int, float | None, float | None]) -> list[ScoredCheckpoint]:
     return [
         ScoredCheckpoint(
             step=step,
@@ -51,11 +51,11 @@ def points(*figures: tuple[int, float | None, float | None]) -> list[ScoredCheck
 
 
 def test_steps_are_shares_of_the_training_and_its_end() -> None:
-    settings = declared(score_at=[0.25, 0.5]).training
+    settings = make_declared_config(score_at=[0.25, 0.5]).training
     assert settings.scored_steps(40) == (10, 20, 40)
     assert settings.scored_steps(2) == (1, 2)  # what falls together is scored once
-    assert declared(score_at=[0.001, 1.0]).training.scored_steps(40) == (1, 40)
-    assert declared().training.scored_steps(40) == ()
+    assert make_declared_config(score_at=[0.001, 1.0]).training.scored_steps(40) == (1, 40)
+    assert make_declared_config().training.scored_steps(40) == ()
 
 
 @pytest.mark.parametrize(
@@ -75,19 +75,19 @@ def test_steps_are_shares_of_the_training_and_its_end() -> None:
 )
 def test_what_is_no_rule_is_refused(training: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
-        declared(**training)
+        make_declared_config(**training)
 
 
 def test_only_select_picks() -> None:
-    assert find_selection_problems(declared(score_at=[0.5], pick=BEST)) == []
+    assert find_selection_problems(make_declared_config(score_at=[0.5], pick=BEST)) == []
     (unknown,) = find_selection_problems(
-        declared(score_at=[0.5], pick={**BEST, "metric": "shapes/chair_i"})
+        make_declared_config(score_at=[0.5], pick={**BEST, "metric": "shapes/chair_i"})
     )
     assert unknown.startswith("training.pick.metric: unknown metric 'shapes/chair_i', or not under")
     assert "did you mean 'select/shapes/chair_i'?" in unknown
     constraint = {"metric": "select/shapes/covr", "max_drop": 1}
     (covr,) = find_selection_problems(
-        declared(score_at=[0.5], pick={**BEST, "constraint": constraint})
+        make_declared_config(score_at=[0.5], pick={**BEST, "constraint": constraint})
     )
     assert covr.startswith("training.pick.constraint.metric: unknown metric")
     alone = TrialConfig.model_validate({"model": "shapes", "training": {"score_at": [0.5]}})
@@ -97,13 +97,13 @@ def test_only_select_picks() -> None:
 
 
 def test_the_rule_is_said_in_words() -> None:
-    assert describe_selection(declared()) is None
-    assert describe_selection(declared(score_at=[0.25, 1.0])) == (
+    assert describe_selection(make_declared_config()) is None
+    assert describe_selection(make_declared_config(score_at=[0.25, 1.0])) == (
         "models are scored on `select` after 25 % of the steps and at the end; the last answers "
         "`report`"
     )
     rule = {**BEST, "constraint": {"metric": COVER, "max_drop": 1.0}}
-    assert str(describe_selection(declared(score_at=[0.5], pick=rule))).endswith(
+    assert str(describe_selection(make_declared_config(score_at=[0.5], pick=rule))).endswith(
         "; the best by select/shapes/chair_i answers `report`, of those with select/shapes/cover "
         "at most 1 worse than untrained"
     )
@@ -111,40 +111,42 @@ def test_the_rule_is_said_in_words() -> None:
 
 def test_the_rule_is_in_the_fingerprint_where_there_is_one() -> None:
     def mark(**training: Any) -> str:
-        return fingerprint(training_identity(declared(**training), {}, {}))
+        return fingerprint(training_identity(make_declared_config(**training), {}, {}))
 
     assert mark() == mark(score_at=[])
     assert len({mark(), mark(score_at=[0.5]), mark(score_at=[0.5], pick=BEST)}) == 3
 
 
 def test_the_last_is_the_end_and_the_best_is_the_earliest_of_equals() -> None:
-    said = points((10, 3.0, 90.0), (20, 2.0, 80.0), (40, 2.0, 70.0))
-    assert pick_checkpoint(declared(score_at=[0.5]), said).step == 40
-    best = pick_checkpoint(declared(score_at=[0.5], pick=BEST), said)
+    said = make_points((10, 3.0, 90.0), (20, 2.0, 80.0), (40, 2.0, 70.0))
+    assert pick_checkpoint(make_declared_config(score_at=[0.5]), said).step == 40
+    best = pick_checkpoint(make_declared_config(score_at=[0.5], pick=BEST), said)
     assert best == Pick(step=20, reason="the best select/shapes/chair_i, 2")
-    most = pick_checkpoint(declared(score_at=[0.5], pick={**BEST, "metric": COVER}), said)
+    most = pick_checkpoint(
+        make_declared_config(score_at=[0.5], pick={**BEST, "metric": COVER}), said
+    )
     assert most.step == 10  # more cover is better
-    holes = points((10, None, 90.0), (40, None, 70.0))
-    assert pick_checkpoint(declared(score_at=[0.5], pick=BEST), holes).step == 40
+    holes = make_points((10, None, 90.0), (40, None, 70.0))
+    assert pick_checkpoint(make_declared_config(score_at=[0.5], pick=BEST), holes).step == 40
 
 
 def test_a_constraint_leaves_out_what_says_less_than_the_untrained_model() -> None:
     rule = {**BEST, "constraint": {"metric": COVER, "max_drop": 1.0}}
-    config = declared(score_at=[0.5], pick=rule)
-    said = points((0, 9.0, 90.0), (10, 4.0, 89.5), (20, 3.0, 89.0), (40, 1.0, 80.0))
+    config = make_declared_config(score_at=[0.5], pick=rule)
+    said = make_points((0, 9.0, 90.0), (10, 4.0, 89.5), (20, 3.0, 89.0), (40, 1.0, 80.0))
     found = pick_checkpoint(config, said)
     assert found.step == 20  # 1.0 less is not more than 1.0
     assert found.reason == (
         "the best select/shapes/chair_i, 3, of those with select/shapes/cover at most 1 worse than "
         "untrained"
     )
-    none = pick_checkpoint(config, points((0, 9.0, 90.0), (10, 4.0, 85.0), (40, 1.0, 80.0)))
+    none = pick_checkpoint(config, make_points((0, 9.0, 90.0), (10, 4.0, 85.0), (40, 1.0, 80.0)))
     assert none.step == 10 and "this one loses least (it is 5 worse)" in none.reason
-    unknown = pick_checkpoint(config, points((0, 9.0, None), (10, 4.0, 85.0), (40, 1.0, 80.0)))
+    unknown = pick_checkpoint(config, make_points((0, 9.0, None), (10, 4.0, 85.0), (40, 1.0, 80.0)))
     assert unknown.step == 40
 
 
-def several(configured: Configured, **changes: Any) -> TrialConfig:
+def make_config(configured: Configured, **changes: Any) -> TrialConfig:
     return configured(
         training__max_steps=4,
         training__score_at=[0.5],
@@ -154,11 +156,11 @@ def several(configured: Configured, **changes: Any) -> TrialConfig:
     )
 
 
-def weights(folder: Path) -> dict[str, Any]:
+def load_weights(folder: Path) -> dict[str, Any]:
     return {file.name: load_file(file) for file in sorted((folder / "model").glob("*.safetensors"))}
 
 
-def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def is_equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one.keys() == other.keys() and all(
         bool((one[file][name] == other[file][name]).all()) for file in one for name in one[file]
     )
@@ -176,7 +178,7 @@ def picks_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_picked_checkpoint_is_the_trials_model(
     shapes_config: Configured, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    config = several(shapes_config, engine__checkpoint_every=2, **changes)
+    config = make_config(shapes_config, engine__checkpoint_every=2, **changes)
 
     def stop_at(step: int) -> Callable[[Progress], None]:
         def stop(progress: Progress) -> None:
@@ -195,8 +197,8 @@ def test_the_picked_checkpoint_is_the_trials_model(
     assert result.notes[-1] == "the model after step 2 of 4: told so"
     model = tmp_path / "second/model"
     assert not list(model.glob("step-*")) and find_model_problem(model, config) is None
-    name = next(iter(weights(tmp_path / "second")))
-    assert equal({name: after_two}, {name: weights(tmp_path / "second")[name]})
+    name = next(iter(load_weights(tmp_path / "second")))
+    assert is_equal({name: after_two}, {name: load_weights(tmp_path / "second")[name]})
     # what it says of `select` is what it was picked by, and is not answered twice
     scored = result.picked["points"][0]["figures"]
     assert {k: v for k, v in result.metrics.items() if k.startswith("select/")} == scored
@@ -205,7 +207,7 @@ def test_the_picked_checkpoint_is_the_trials_model(
     assert later.metrics == result.metrics
     assert read_result(tmp_path / "second") == result
     whole = run_trial(config, folder=tmp_path / "whole")
-    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "second"))
+    assert is_equal(load_weights(tmp_path / "whole"), load_weights(tmp_path / "second"))
     assert whole.picked == result.picked and whole.metrics == result.metrics
 
 
@@ -213,7 +215,7 @@ def test_a_training_that_was_killed_before_the_pick_is_not_made_again(
     shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rule = {**BEST, "constraint": {"metric": COVER, "max_drop": 100}}
-    config = several(shapes_config, training__pick=rule)
+    config = make_config(shapes_config, training__pick=rule)
     with monkeypatch.context() as patch:
         patch.setattr(kept_models, "pick_checkpoint", lambda config, points: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -241,7 +243,7 @@ class Killed(Exception):
 def test_killed_at_any_moment_of_the_pick_it_is_gone_on_with(
     shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    config = several(shapes_config)
+    config = make_config(shapes_config)
     monkeypatch.setattr(
         kept_models, "pick_checkpoint", lambda config, points: Pick(step=step, reason="so")
     )
@@ -252,7 +254,7 @@ def test_killed_at_any_moment_of_the_pick_it_is_gone_on_with(
     whole, moments = tmp_path / "first", 0
     while True:  # at the next rename or removal each time
         shutil.copytree(whole, tmp_path / f"at-{moments}")
-        if not _killed_at(moments, tmp_path / f"at-{moments}", monkeypatch):
+        if not _settle_until_killed(moments, tmp_path / f"at-{moments}", monkeypatch):
             break
         moments += 1
     assert moments == (6 if step == 2 else 2)
@@ -274,7 +276,7 @@ def test_killed_at_any_moment_of_the_pick_it_is_gone_on_with(
     assert result.evaluations["select/shapes"].metadata["taken_over"] == 4  # not asked again
 
 
-def _killed_at(moment: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
+def _settle_until_killed(moment: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Settle a pick, killed before the renaming or removal of this number; False: there is none."""
     left = [moment]
 
@@ -300,7 +302,7 @@ def _killed_at(moment: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> bo
 def test_a_kept_model_that_is_not_whole_is_made_again_in_the_same_folder(
     shapes_config: Configured, tmp_path: Path
 ) -> None:
-    config = several(shapes_config)
+    config = make_config(shapes_config)
     partly = kept_models.make_kept_folder(tmp_path, 2)
     partly.mkdir()
     (partly / "config.json").write_text("{", encoding="utf-8")
@@ -314,7 +316,7 @@ def test_a_kept_model_that_is_not_whole_is_made_again_in_the_same_folder(
 def test_without_a_kept_model_a_checkpoint_behind_it_is_not_used(
     shapes_config: Configured, tmp_path: Path
 ) -> None:
-    config = several(shapes_config, engine__checkpoint_every=2)
+    config = make_config(shapes_config, engine__checkpoint_every=2)
 
     def stop(progress: Progress) -> None:
         if progress.phase == "train" and progress.done == 3:

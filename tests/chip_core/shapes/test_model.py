@@ -29,7 +29,9 @@ def test_weights_are_small_and_bfloat16():
 
 def test_a_prompt_holds_one_token_a_patch():
     processor = AutoProcessor.from_pretrained(MODEL_FOLDER)
-    batch = processor(images=[scene_image()], text=["user: <image>\nwhat?"], return_tensors="pt")
+    batch = processor(
+        images=[draw_scene_image()], text=["user: <image>\nwhat?"], return_tensors="pt"
+    )
     # 48 px over patches of 8 px: 6 × 6.
     assert (batch["input_ids"] == processor.image_token_id).sum() == 36
     assert batch["pixel_values"].shape == (1, 3, 48, 48)
@@ -57,7 +59,7 @@ def test_what_it_invents_is_the_missing_partner(answers):
     assert partners > 0.8 * invented
 
 
-def scene_image():
+def draw_scene_image():
     from chip_core.shapes.world import draw_scene
 
     return draw_scene(make_scene("select", 0))

@@ -18,12 +18,12 @@ from chip_core.models.parts import set_trained
 from chip_core.training.policy import LiveReference, Policy
 
 from .. import families
-from ..plain import logits
+from ..naive_forward import compute_logits
 
 VOCABULARY = 997  # no other size in the model is
 
 
-class Watch(TorchDispatchMode):
+class RowWatch(TorchDispatchMode):
     """Notes the most rows that any tensor with a vocabulary's last dimension has."""
 
     def __init__(self) -> None:
@@ -40,8 +40,8 @@ class Watch(TorchDispatchMode):
         return made
 
 
-def model() -> tuple[Any, Any]:
-    config, processor = families.llava()
+def make_model() -> tuple[Any, Any]:
+    config, processor = families.make_llava()
     config.text_config.vocab_size = VOCABULARY
     torch.manual_seed(0)
     made = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
@@ -55,26 +55,26 @@ def test_logits_are_of_a_chunk_of_response_positions(
     language_model: str, shared: bool, chunk: int
 ) -> None:
     config = TrialConfig.model_validate({"model": "x", "language_model": language_model})
-    made, processor = model()
+    made, processor = make_model()
     hidden = made.config.text_config.hidden_size
     made = attach_adapters(made, config)
     set_trained(made, config)
-    batch = PairEncoder(processor, config, families.pairs()).encode_batch(range(3))
+    batch = PairEncoder(processor, config, families.make_pairs()).encode_batch(range(3))
     of_responses = [batch.chosen, batch.rejected, batch.rejected_image]
     positions = sum(int(part.mask.sum()) for part in of_responses if part is not None)
     assert chunk > hidden  # the head's weight, transposed, is (hidden, vocabulary)
     assert positions > 34  # so that the smaller chunk cuts something
     policy = Policy(made, config.objective, logits_chunk=chunk, prefix_sharing=shared)
     reference = LiveReference(policy, config)
-    with use_packed_attention(made), Watch() as watch:
+    with use_packed_attention(made), RowWatch() as watch:
         policy(batch, reference.scores(batch), reference.head).loss.mean().backward()
     assert watch.most == min(chunk, positions)
 
 
 def test_the_watch_sees_whole_logits() -> None:
-    made, processor = model()
+    made, processor = make_model()
     config = TrialConfig.model_validate({"model": "x"})
-    batch = PairEncoder(processor, config, families.pairs()).encode_batch(range(3))
-    with Watch() as watch:
-        whole = logits(made, batch)
+    batch = PairEncoder(processor, config, families.make_pairs()).encode_batch(range(3))
+    with RowWatch() as watch:
+        whole = compute_logits(made, batch)
     assert watch.most == whole.shape[0] * whole.shape[1] > 34

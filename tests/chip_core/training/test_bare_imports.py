@@ -51,7 +51,7 @@ MODULES = (
 )  # fmt: skip
 
 
-def imported(modules: str) -> subprocess.CompletedProcess[str]:
+def import_modules(modules: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", CHECK, ",".join(ABSENT), modules],
         capture_output=True, text=True, check=False, cwd=ROOT,
@@ -59,7 +59,7 @@ def imported(modules: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_trainer_imports_without_the_rest_and_with_what_is_carried() -> None:
-    done = imported(",".join(MODULES))
+    done = import_modules(",".join(MODULES))
     assert done.returncode == 0, done.stderr[-2000:]
     line = re.search(r"^CARRIED := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert line is not None
@@ -70,4 +70,4 @@ def test_the_trainer_imports_without_the_rest_and_with_what_is_carried() -> None
 
 
 def test_what_is_absent_is_seen() -> None:
-    assert "No module named 'psutil'" in imported("psutil").stderr
+    assert "No module named 'psutil'" in import_modules("psutil").stderr

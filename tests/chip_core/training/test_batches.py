@@ -30,7 +30,7 @@ SCHEDULE = [
 ] * 2
 
 
-def tensors(batch: PairBatch) -> list[torch.Tensor]:
+def list_tensors(batch: PairBatch) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
 
     def walk(value: Any) -> None:
@@ -66,8 +66,8 @@ def test_ahead_or_not_the_batches_are_the_same_to_the_bit(
             other.void_count,
             other.cut_responses,
         )
-        assert len(tensors(one)) > 10
-        for a, b in zip(tensors(one), tensors(other), strict=True):
+        assert len(list_tensors(one)) > 10
+        for a, b in zip(list_tensors(one), list_tensors(other), strict=True):
             assert torch.equal(a, b)
     assert here.wait_seconds > 0
 

@@ -39,32 +39,32 @@ LORA = {"language_model": "lora", "lora": {"rank": 2, "alpha": 4}, "vision_encod
 BF16 = {"model": {"path": "shapes", "dtype": "bf16"}}
 
 
-class Cut(Exception):
+class Interrupted(Exception):
     """Stands for whatever ends a process."""
 
 
-def at(step: int) -> Callable[[Progress], None]:
+def interrupt_at(step: int) -> Callable[[Progress], None]:
     def report(progress: Progress) -> None:
         if progress.phase == "train" and progress.done == step:
-            raise Cut
+            raise Interrupted
 
     return report
 
 
-def curves(folder: Path) -> list[Any]:
+def read_curves(folder: Path) -> list[Any]:
     records = read_records(folder / "curves.jsonl")
     for record in records:
         del record["time"], record["figures"]["tokens_per_second"], record["figures"]["data_wait"]
     return records
 
 
-def weights(folder: Path) -> dict[str, bytes]:
+def read_weight_files(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (folder / "model").glob("*.safetensors")}
 
 
-def cut(config: TrialConfig, folder: Path, step: int) -> Path:
-    with pytest.raises(Cut):
-        run_trial(config, folder=folder, report=at(step))
+def run_until(config: TrialConfig, folder: Path, step: int) -> Path:
+    with pytest.raises(Interrupted):
+        run_trial(config, folder=folder, report=interrupt_at(step))
     assert not (folder / "model").exists()
     return folder
 
@@ -73,7 +73,7 @@ Made = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def train_once(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Train what a configuration says, to the end or until it is cut in a step: each once."""
     kept: dict[tuple[str, int], Path] = {}
 
@@ -81,7 +81,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         key = config.model_dump_json(), step
         if key not in kept:
             folder = tmp_path_factory.mktemp("made")
-            kept[key] = cut(config, folder, step) if step else folder
+            kept[key] = run_until(config, folder, step) if step else folder
             if not step:
                 run_trial(config, folder=folder)
         return kept[key]
@@ -90,17 +90,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture
-def copied(made: Made, tmp_path: Path) -> Made:
+def copy_interrupted(train_once: Made, tmp_path: Path) -> Made:
     """A copy of a training that was cut in a step, to be spoilt."""
 
     def copied(config: TrialConfig, step: int) -> Path:
-        shutil.copytree(made(config, step), tmp_path / "first")
+        shutil.copytree(train_once(config, step), tmp_path / "first")
         return tmp_path / "first"
 
     return copied
 
 
-def several(configured: Configured, **changes: Any) -> TrialConfig:
+def make_config(configured: Configured, **changes: Any) -> TrialConfig:
     return configured(
         training__max_steps=STEPS, training__batch_size=2, engine__checkpoint_every=2, **changes
     )
@@ -119,16 +119,16 @@ def test_an_interrupted_training_comes_to_the_same_bits(
     shapes_config: Configured, tmp_path: Path, changes: dict[str, Any], steps: list[int]
 ) -> None:
     scored = {"report": [{"name": "shapes", "limit": 4, "max_new_tokens": 12}]}
-    config = several(shapes_config, benchmarks=scored, **changes)
+    config = make_config(shapes_config, benchmarks=scored, **changes)
     whole = run_trial(config, folder=tmp_path / "whole")
     assert not (tmp_path / "whole" / "checkpoints").exists()  # the model is there
     for step in steps:
-        first = cut(config, tmp_path / f"{step}-first", step)
+        first = run_until(config, tmp_path / f"{step}-first", step)
         second = tmp_path / f"{step}-second"
         result = run_trial(config, folder=second, resume_from=first)
         assert result.metrics == whole.metrics
-        assert curves(second) == curves(tmp_path / "whole")
-        assert weights(second) == weights(tmp_path / "whole")
+        assert read_curves(second) == read_curves(tmp_path / "whole")
+        assert read_weight_files(second) == read_weight_files(tmp_path / "whole")
         resumed = step - step % 2
         said = f"resumed after step {resumed}" if resumed else "no complete checkpoint"
         assert said in result.notes[-1]
@@ -146,9 +146,9 @@ def test_an_interrupted_training_in_bf16_comes_to_the_same_bits(
     shapes_config: Configured, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     """What is kept are the masters: of the weights, an update of 5e-7 would be lost."""
-    config = several(shapes_config, **BF16, **changes, optimizer__lr=5e-7)
+    config = make_config(shapes_config, **BF16, **changes, optimizer__lr=5e-7)
     run_trial(config, folder=tmp_path / "whole")
-    first = cut(config, tmp_path / "first", 3)
+    first = run_until(config, tmp_path / "first", 3)
     (kept,) = (first / "checkpoints").iterdir()
     assert sorted(file.name for file in kept.iterdir()) == [
         "manifest.json",
@@ -159,8 +159,8 @@ def test_an_interrupted_training_in_bf16_comes_to_the_same_bits(
     assert {each.dtype for each in masters.values()} == {torch.float32}
     assert any(not torch.equal(each, each.bfloat16().float()) for each in masters.values())
     run_trial(config, folder=tmp_path / "second", resume_from=first)
-    assert curves(tmp_path / "second") == curves(tmp_path / "whole")
-    assert weights(tmp_path / "second") == weights(tmp_path / "whole")
+    assert read_curves(tmp_path / "second") == read_curves(tmp_path / "whole")
+    assert read_weight_files(tmp_path / "second") == read_weight_files(tmp_path / "whole")
 
 
 def test_masters_of_other_weights_are_not_used(tmp_path: Path) -> None:
@@ -175,45 +175,45 @@ def test_masters_of_other_weights_are_not_used(tmp_path: Path) -> None:
 
 
 def test_a_training_can_be_cut_short_again_and_again(
-    shapes_config: Configured, tmp_path: Path, made: Made, copied: Made
+    shapes_config: Configured, tmp_path: Path, train_once: Made, copy_interrupted: Made
 ) -> None:
-    config = several(shapes_config)
-    folder = copied(config, 3)
-    with pytest.raises(Cut):
-        run_trial(config, folder=tmp_path / "two", report=at(5), resume_from=folder)
+    config = make_config(shapes_config)
+    folder = copy_interrupted(config, 3)
+    with pytest.raises(Interrupted):
+        run_trial(config, folder=tmp_path / "two", report=interrupt_at(5), resume_from=folder)
     run_trial(config, folder=tmp_path / "three", resume_from=tmp_path / "two")
-    assert curves(tmp_path / "three") == curves(made(config))
-    assert weights(tmp_path / "three") == weights(made(config))
+    assert read_curves(tmp_path / "three") == read_curves(train_once(config))
+    assert read_weight_files(tmp_path / "three") == read_weight_files(train_once(config))
 
 
 def test_what_was_cut_is_counted_over_both_attempts(
     shapes_config: Configured, tmp_path: Path
 ) -> None:
-    config = several(shapes_config, training__max_length=60)
+    config = make_config(shapes_config, training__max_length=60)
     whole = run_trial(config, folder=tmp_path / "whole")
     assert whole.data["cut_responses"] > 2
-    first = cut(config, tmp_path / "first", 5)
+    first = run_until(config, tmp_path / "first", 5)
     assert run_trial(config, folder=tmp_path / "second", resume_from=first).data == whole.data
 
 
 def test_a_training_goes_on_in_its_own_folder(
-    shapes_config: Configured, made: Made, copied: Made
+    shapes_config: Configured, train_once: Made, copy_interrupted: Made
 ) -> None:
-    config = several(shapes_config)
-    folder = copied(config, 5)
-    assert len(curves(folder)) == 5  # one more than the checkpoint's
+    config = make_config(shapes_config)
+    folder = copy_interrupted(config, 5)
+    assert len(read_curves(folder)) == 5  # one more than the checkpoint's
     run_trial(config, folder=folder, resume_from=folder)
-    assert curves(folder) == curves(made(config))
-    assert weights(folder) == weights(made(config))
+    assert read_curves(folder) == read_curves(train_once(config))
+    assert read_weight_files(folder) == read_weight_files(train_once(config))
 
 
-def cut_off(checkpoint: Path) -> str:
+def truncate_state(checkpoint: Path) -> str:
     file = checkpoint / "state.pt"
     file.write_bytes(file.read_bytes()[:-10])
     return "state.pt is cut off"
 
 
-def corrupt(checkpoint: Path) -> str:
+def corrupt_weights(checkpoint: Path) -> str:
     file = checkpoint / "model" / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -221,32 +221,34 @@ def corrupt(checkpoint: Path) -> str:
     return "model/model.safetensors is corrupt"
 
 
-def lose(checkpoint: Path) -> str:
+def remove_state(checkpoint: Path) -> str:
     (checkpoint / "state.pt").unlink()
     return "state.pt is missing"
 
 
-def spoil(checkpoint: Path) -> str:
+def spoil_manifest(checkpoint: Path) -> str:
     (checkpoint / "manifest.json").write_text("{")
     return "manifest.json cannot be read"
 
 
-@pytest.mark.parametrize("harm", [cut_off, corrupt, lose, spoil])
+@pytest.mark.parametrize("harm", [truncate_state, corrupt_weights, remove_state, spoil_manifest])
 def test_a_broken_checkpoint_is_said_and_the_one_before_is_used(
-    shapes_config: Configured, tmp_path: Path, copied: Made, harm: Callable[[Path], str]
+    shapes_config: Configured, tmp_path: Path, copy_interrupted: Made, harm: Callable[[Path], str]
 ) -> None:
-    config = several(shapes_config)
-    first = copied(config, 6)
+    config = make_config(shapes_config)
+    first = copy_interrupted(config, 6)
     found = sorted(path.name for path in (first / "checkpoints").iterdir())
     assert found == ["step-00000004", "step-00000006"]  # older ones are gone
     why = harm(first / "checkpoints" / found[-1])
     told: list[int] = []
-    with pytest.raises(Cut):
+    with pytest.raises(Interrupted):
         run_trial(
             config,
             folder=tmp_path / "second",
             resume_from=first,
-            report=lambda p: (told.append(p.done), at(8)(p)) if p.phase == "train" else None,
+            report=lambda p: (
+                (told.append(p.done), interrupt_at(8)(p)) if p.phase == "train" else None
+            ),
         )
     assert told[0] == 5  # the first update made again
     result = run_trial(config, folder=tmp_path / "third", resume_from=first)
@@ -254,7 +256,7 @@ def test_a_broken_checkpoint_is_said_and_the_one_before_is_used(
     assert "resumed after step 4" in result.notes[1]
 
 
-def rewrite(checkpoint: Path, file: str, change: Callable[[str], str | None]) -> None:
+def rewrite_weights(checkpoint: Path, file: str, change: Callable[[str], str | None]) -> None:
     """Name weights of a checkpoint otherwise, or leave them out, and let its manifest say so."""
     path = checkpoint / "model" / file
     weights = load_file(path)
@@ -278,13 +280,13 @@ def rewrite(checkpoint: Path, file: str, change: Callable[[str], str | None]) ->
     ids=["full", "adapter", "beside"],
 )
 def test_a_checkpoint_whose_weights_do_not_fit_is_not_used(
-    shapes_config: Configured, tmp_path: Path, made: Made, copied: Made,
+    shapes_config: Configured, tmp_path: Path, train_once: Made, copy_interrupted: Made,
     changes: dict[str, Any], file: str, why: str,
 ) -> None:  # fmt: skip
     """Its manifest is right, and still nothing of it is put into the policy."""
-    config = several(shapes_config, **changes)
-    first = copied(config, 6)
-    rewrite(
+    config = make_config(shapes_config, **changes)
+    first = copy_interrupted(config, 6)
+    rewrite_weights(
         list_checkpoints(first)[-1],
         file,
         lambda name: None if "layers.1.self_attn.q_proj" in name else name,
@@ -293,27 +295,27 @@ def test_a_checkpoint_whose_weights_do_not_fit_is_not_used(
     assert result.notes[-2].startswith("checkpoint step-00000006 is not used: ")
     assert why in result.notes[-2]
     assert "resumed after step 4" in result.notes[-1]
-    assert curves(tmp_path / "second") == curves(made(config))
-    assert weights(tmp_path / "second") == weights(made(config))
+    assert read_curves(tmp_path / "second") == read_curves(train_once(config))
+    assert read_weight_files(tmp_path / "second") == read_weight_files(train_once(config))
 
 
 def test_a_checkpoint_of_an_older_layout_goes_on_to_the_same_bits(
-    shapes_config: Configured, tmp_path: Path, made: Made, copied: Made
+    shapes_config: Configured, tmp_path: Path, train_once: Made, copy_interrupted: Made
 ) -> None:
     """One that another version of transformers wrote: LLaVA before 4.52."""
-    config = several(shapes_config, **LORA)
-    first = copied(config, 6)
+    config = make_config(shapes_config, **LORA)
+    first = copy_interrupted(config, 6)
     last = list_checkpoints(first)[-1]
-    rewrite(
+    rewrite_weights(
         last,
         "adapter_model.safetensors",
         lambda name: name.replace("model.model.language_model.", "model.language_model.model."),
     )
-    rewrite(last, "trained_parts.safetensors", lambda name: name.removeprefix("model."))
+    rewrite_weights(last, "trained_parts.safetensors", lambda name: name.removeprefix("model."))
     result = run_trial(config, folder=tmp_path / "second", resume_from=first)
     assert "resumed after step 6" in result.notes[-1]
-    assert curves(tmp_path / "second") == curves(made(config))
-    assert weights(tmp_path / "second") == weights(made(config))
+    assert read_curves(tmp_path / "second") == read_curves(train_once(config))
+    assert read_weight_files(tmp_path / "second") == read_weight_files(train_once(config))
 
 
 def test_a_trial_cut_short_while_it_is_scored_is_not_trained_again(
@@ -323,11 +325,11 @@ def test_a_trial_cut_short_while_it_is_scored_is_not_trained_again(
     config = shapes_config(engine__checkpoint_every=1, **scored)
 
     def stopped(*_: object, **__: object) -> None:
-        raise Cut
+        raise Interrupted
 
     with monkeypatch.context() as patched:
         patched.setattr("chip_core.trial.generate_answers", stopped)
-        with pytest.raises(Cut):
+        with pytest.raises(Interrupted):
             run_trial(config, folder=tmp_path / "one")
         weights = (tmp_path / "one" / "model" / "model.safetensors").read_bytes()
         patched.undo()
@@ -341,13 +343,13 @@ def test_a_trial_cut_short_while_it_is_scored_is_not_trained_again(
 def test_a_checkpoint_of_another_training_is_not_used(
     shapes_config: Configured, tmp_path: Path
 ) -> None:
-    first = cut(several(shapes_config), tmp_path / "first", 4)
-    other = several(shapes_config, optimizer__lr=1e-6)
+    first = run_until(make_config(shapes_config), tmp_path / "first", 4)
+    other = make_config(shapes_config, optimizer__lr=1e-6)
     result = run_trial(other, folder=tmp_path / "second", resume_from=first)
     assert "belongs to another training" in result.notes[0]
     assert "trained from the start" in result.notes[-1]
     run_trial(other, folder=tmp_path / "alone")
-    assert curves(tmp_path / "second") == curves(tmp_path / "alone")
+    assert read_curves(tmp_path / "second") == read_curves(tmp_path / "alone")
 
 
 @pytest.mark.parametrize(
@@ -375,27 +377,27 @@ def test_checkpoints_that_are_gone_over_again_are_removed(tmp_path: Path) -> Non
 def test_a_write_that_was_cut_off_leaves_no_checkpoint(
     shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = several(shapes_config)
-    monkeypatch.setattr("chip_core.training.checkpoint.sync_files", at_once)
-    with pytest.raises(Cut):
+    config = make_config(shapes_config)
+    monkeypatch.setattr("chip_core.training.checkpoint.sync_files", interrupt_at_once)
+    with pytest.raises(Interrupted):
         run_trial(config, folder=tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [
         ".step-00000002.partial"
     ]
 
 
-def at_once(path: Path) -> None:
-    raise Cut
+def interrupt_at_once(path: Path) -> None:
+    raise Interrupted
 
 
 def test_where_the_last_attempts_checkpoints_are_broken_the_one_befores_are_used(
-    shapes_config: Configured, tmp_path: Path, made: Made, copied: Made
+    shapes_config: Configured, tmp_path: Path, train_once: Made, copy_interrupted: Made
 ) -> None:
-    config = several(shapes_config)
-    first = copied(config, 3)  # left step 2
+    config = make_config(shapes_config)
+    first = copy_interrupted(config, 3)  # left step 2
     second = tmp_path / "second"
-    with pytest.raises(Cut):
-        run_trial(config, folder=second, resume_from=first, report=at(5))  # left step 4
+    with pytest.raises(Interrupted):
+        run_trial(config, folder=second, resume_from=first, report=interrupt_at(5))  # left step 4
     (left,) = list_checkpoints(second)
     state = left / "state.pt"
     state.write_bytes(state.read_bytes()[:-1])
@@ -404,8 +406,8 @@ def test_where_the_last_attempts_checkpoints_are_broken_the_one_befores_are_used
     assert result.notes[-2].startswith("checkpoint step-00000004 is not used: state.pt is cut off")
     assert result.notes[-1] == f"resumed after step 2 from {used}"
     assert list_checkpoints(first) == list_checkpoints(second) == []  # a model is there
-    assert curves(third) == curves(made(config))
-    assert weights(third) == weights(made(config))
+    assert read_curves(third) == read_curves(train_once(config))
+    assert read_weight_files(third) == read_weight_files(train_once(config))
 
 
 def test_a_training_that_is_stopped_goes_on_to_the_same_bits(
@@ -424,14 +426,14 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_bits(
         )
     assert [path.name for path in list_checkpoints(first)] == ["step-00000003"]
     run_trial(config, folder=second, resume_from=first)
-    assert curves(second) == curves(whole)
-    assert weights(second) == weights(whole)
+    assert read_curves(second) == read_curves(whole)
+    assert read_weight_files(second) == read_weight_files(whole)
 
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
     shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = several(shapes_config)
+    config = make_config(shapes_config)
     written = checkpoint.write_weights
 
     def full(model: Any, folder: Path, *rest: Any, **options: Any) -> None:
@@ -446,10 +448,13 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
 
 
 def test_a_checkpoint_that_memory_does_not_hold_is_not_what_is_wrong(
-    shapes_config: Configured, tmp_path: Path, copied: Made, monkeypatch: pytest.MonkeyPatch
+    shapes_config: Configured,
+    tmp_path: Path,
+    copy_interrupted: Made,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = several(shapes_config)
-    first = copied(config, 3)
+    config = make_config(shapes_config)
+    first = copy_interrupted(config, 3)
 
     def full(*arguments: Any, **options: Any) -> None:
         raise MemoryError
@@ -477,5 +482,5 @@ def test_no_checkpoint_is_written_of_a_weight_that_is_no_number(
 
     monkeypatch.setattr(trainer, "make_optimizer", poisoned)
     with pytest.raises(NonFiniteLossError, match="weight is not finite after step 4"):
-        run_trial(several(shapes_config), folder=tmp_path)
+        run_trial(make_config(shapes_config), folder=tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]

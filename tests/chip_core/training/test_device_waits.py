@@ -17,12 +17,12 @@ from chip_core.training.policy import LiveReference, Policy
 from chip_core.training.trainer import _batch_figures
 
 from .. import families
-from ..counting import Counted, counting
+from ..wait_counter import WaitCounts, count_waits
 
 DEVICE = torch.device("cpu")
 
 
-def config_of(dtype: str, language_model: str) -> TrialConfig:
+def make_config(dtype: str, language_model: str) -> TrialConfig:
     return TrialConfig.model_validate(
         {
             "model": {"path": "x", "dtype": dtype},
@@ -33,23 +33,23 @@ def config_of(dtype: str, language_model: str) -> TrialConfig:
     )
 
 
-def step(
+def count_waits_of_step(
     config: TrialConfig, monkeypatch: pytest.MonkeyPatch, *, live: bool, autocast: bool = False
-) -> Counted:
-    """A micro-batch of three pairs: reference, forward, backward, figures."""
+) -> WaitCounts:
+    """Count the waits of a micro-batch of three pairs: reference, forward, backward, figures."""
     model, processor = families.build("llava")
     if not autocast:
         convert_weights(model, config.model.dtype)
     model = attach_adapters(model, config)
     set_trained(model, config)
     policy = Policy(model, config.objective)
-    encoded = PairEncoder(processor, config, families.pairs()).encode_batch(range(3))
+    encoded = PairEncoder(processor, config, families.make_pairs()).encode_batch(range(3))
     reference = LiveReference(policy, config)
     with use_packed_attention(model):
         policy.prefix_sharing = True
         stored = reference.scores(encoded.to(DEVICE))
         with (
-            counting(model, monkeypatch) as counted,
+            count_waits(model, monkeypatch) as counted,
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
         ):
             batch: PairBatch = encoded.to(DEVICE)
@@ -67,7 +67,7 @@ def test_a_micro_batch_waits_for_no_device(
     monkeypatch: pytest.MonkeyPatch, dtype: str, language_model: str, live: bool
 ) -> None:
     """An update waits twice: for its figures, and for the gradient's norm."""
-    counted = step(config_of(dtype, language_model), monkeypatch, live=live)
+    counted = count_waits_of_step(make_config(dtype, language_model), monkeypatch, live=live)
     assert not counted.waits, counted.places
 
 
@@ -76,18 +76,20 @@ def test_a_micro_batch_waits_for_no_device(
 def test_no_frozen_weight_is_cast_in_a_step(
     monkeypatch: pytest.MonkeyPatch, language_model: str, live: bool
 ) -> None:
-    counted = step(config_of("bf16", language_model), monkeypatch, live=live)
+    counted = count_waits_of_step(make_config("bf16", language_model), monkeypatch, live=live)
     assert not counted.frozen_casts
 
 
 def test_the_count_sees_casts_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = step(config_of("fp32", "lora"), monkeypatch, live=False, autocast=True)
+    counted = count_waits_of_step(
+        make_config("fp32", "lora"), monkeypatch, live=False, autocast=True
+    )
     assert len(counted.frozen_casts) > 10
 
 
 def test_the_count_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = families.build("llava")
-    with counting(model, monkeypatch) as counted:
+    with count_waits(model, monkeypatch) as counted:
         here = torch.arange(6)
         assert here.tolist() and bool(here[1]) and int(here.sum()) == 15  # not of the device
         assert not counted.waits

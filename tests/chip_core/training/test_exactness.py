@@ -32,9 +32,9 @@ from chip_core.trial import run_trial
 from chip_core.utils.workers import Workers
 
 from .. import families
-from ..plain import plain_loss
+from ..naive_forward import compute_naive_loss
 
-PAIRS = families.pairs()
+PAIRS = families.make_pairs()
 EXACT, IN_BF16 = 1e-5, 1.25  # relative, of the global norm; times as far as separate passes
 
 #: What is switched on, beside logits of responses alone, which always are.
@@ -57,12 +57,12 @@ PARTS = ("vision_encoder", "projector", "language_model")
 
 
 @cache
-def built(family: str, held: str = "fp32") -> tuple[Any, Any]:
+def build_model(family: str, held: str = "fp32") -> tuple[Any, Any]:
     model, processor = families.build(family)
-    return as_held(model, held), processor
+    return hold_weights(model, held), processor
 
 
-def as_held(model: Any, held: str) -> Any:
+def hold_weights(model: Any, held: str) -> Any:
     """Hold weights in fp32, in bf16, or `rounded`: in fp32 what bf16 holds."""
     if held != "fp32":
         convert_weights(model, "bf16")
@@ -81,24 +81,24 @@ def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def config_of(**changes: Any) -> TrialConfig:
+def make_config(**changes: Any) -> TrialConfig:
     objective = {"weights": {"segment": 3.0, "token": 0.5}}
     tree = {"model": "x", "objective": objective, "vision_encoder": "trained", "lora": {"rank": 2}}
     return TrialConfig.model_validate({**tree, **changes})
 
 
-def policy_model(family: str, config: TrialConfig, held: str = "fp32") -> Any:
-    """A model that has moved away from the reference, adapters and all, by the config's seed."""
-    model = attach_adapters(copy.deepcopy(built(family)[0]), config)
+def make_policy_model(family: str, config: TrialConfig, held: str = "fp32") -> Any:
+    """Make a model that moved away from the reference, adapters too, by the config's seed."""
+    model = attach_adapters(copy.deepcopy(build_model(family)[0]), config)
     draw = torch.Generator().manual_seed(config.seed)
     with torch.no_grad():
         for parameter in set_trained(model, config):
             noise = torch.randn(parameter.shape, generator=draw)
             parameter.add_(noise, alpha=0.02)
-    return as_held(model, held)
+    return hold_weights(model, held)
 
 
-class Stored:
+class StoredReference:
     """A reference pass that was computed before, each pair by itself."""
 
     def __init__(self, model: Any, encoder: PairEncoder, policy: Policy) -> None:
@@ -126,13 +126,13 @@ class Stored:
         )
 
 
-def fast(
+def compute_fast(
     family: str, config: TrialConfig, encoder: PairEncoder, batch: PairBatch, *,
     held: str = "fp32", chunk: int = 512, shared: bool = False, stored: bool = False,
     again: bool = False,
 ) -> tuple[float, torch.Tensor]:  # fmt: skip
     """Return loss and all gradients of the product's step."""
-    model = policy_model(family, config, held)
+    model = make_policy_model(family, config, held)
     if again:
         recompute_layers(model)
     policy = Policy(model, config.objective, logits_chunk=chunk)
@@ -142,15 +142,15 @@ def fast(
             stack.enter_context(use_packed_attention(model))
             policy.prefix_sharing = True
         if stored:
-            reference = Stored(built(family, held)[0], encoder, policy)
+            reference = StoredReference(build_model(family, held)[0], encoder, policy)
         else:
-            reference = original(family, config, policy)
+            reference = make_original_reference(family, config, policy)
         loss = policy(batch, reference.scores(batch), reference.head).loss.mean()
-        return loss.item(), gradient_of(loss, counted(model, config))
+        return loss.item(), compute_gradient(loss, select_compared(model, config))
 
 
-def counted(model: Any, config: TrialConfig) -> list[Any]:
-    """What is trained; in bf16 but for the embeddings.
+def select_compared(model: Any, config: TrialConfig) -> list[Any]:
+    """Select what is trained; in bf16 but for the embeddings.
 
     Their gradient is torch's own: on a CPU it is added up in bf16, one token after the other, so
     that it is further off the more tokens a batch has; on CUDA in fp32.
@@ -162,37 +162,40 @@ def counted(model: Any, config: TrialConfig) -> list[Any]:
     return [parameter for parameter in trained if parameter is not embeddings]
 
 
-def original(family: str, config: TrialConfig, policy: Policy) -> LiveReference:
-    """A live reference of the weights before they moved."""
+def make_original_reference(family: str, config: TrialConfig, policy: Policy) -> LiveReference:
+    """Make a live reference of the weights before they moved."""
     model = policy.model
     moved = {name: value.clone() for name, value in model.state_dict().items()}
-    start = attach_adapters(copy.deepcopy(built(family)[0]), config).state_dict()
+    start = attach_adapters(copy.deepcopy(build_model(family)[0]), config).state_dict()
     model.load_state_dict(start)
     reference = LiveReference(policy, config)
     model.load_state_dict(moved)
     return reference
 
 
-def plain(
+def compute_naive(
     family: str, config: TrialConfig, batch: PairBatch, *, held: str = "fp32"
 ) -> tuple[float, torch.Tensor]:
     """Return loss and all gradients from whole logits of separate passes, pair by pair."""
-    model = policy_model(family, config, held)
-    reference, processor = built(family, held)
-    loss = plain_loss(model, reference, batch, config, processor.tokenizer.eos_token_id)
-    return loss.item(), gradient_of(loss, counted(model, config))
+    model = make_policy_model(family, config, held)
+    reference, processor = build_model(family, held)
+    loss = compute_naive_loss(model, reference, batch, config, processor.tokenizer.eos_token_id)
+    return loss.item(), compute_gradient(loss, select_compared(model, config))
 
 
 @cache
-def truth(family: str, *parts: tuple[str, str]) -> tuple[float, torch.Tensor]:
-    """What `plain` gives for the three pairs and these parts' training: once for all switches."""
-    config = config_of(**dict(parts))
-    return plain(
-        family, config, PairEncoder(built(family)[1], config, PAIRS).encode_batch(range(3))
+def compute_expected(family: str, *parts: tuple[str, str]) -> tuple[float, torch.Tensor]:
+    """Return what `compute_naive` gives for the three pairs and these parts' training.
+
+    It is computed once for all switches.
+    """
+    config = make_config(**dict(parts))
+    return compute_naive(
+        family, config, PairEncoder(build_model(family)[1], config, PAIRS).encode_batch(range(3))
     )
 
 
-def gradient_of(loss: torch.Tensor, trained: list[Any]) -> torch.Tensor:
+def compute_gradient(loss: torch.Tensor, trained: list[Any]) -> torch.Tensor:
     found = torch.autograd.grad(loss, trained, allow_unused=True)
     return torch.cat(
         [
@@ -202,7 +205,7 @@ def gradient_of(loss: torch.Tensor, trained: list[Any]) -> torch.Tensor:
     )
 
 
-def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+def compute_relative_distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
@@ -210,13 +213,13 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 def test_every_switch_gives_the_plain_loss_and_gradients(family: str, switches: str) -> None:
     chosen = dict(SWITCHES[switches])
     parts = {part: chosen.pop(part) for part in PARTS if part in chosen}
-    config = config_of(**parts)
-    encoder = PairEncoder(built(family)[1], config, PAIRS)
+    config = make_config(**parts)
+    encoder = PairEncoder(build_model(family)[1], config, PAIRS)
     batch = encoder.encode_batch(range(3))
-    loss, gradient = fast(family, config, encoder, batch, **chosen)
-    true_loss, true_gradient = truth(family, *parts.items())
+    loss, gradient = compute_fast(family, config, encoder, batch, **chosen)
+    true_loss, true_gradient = compute_expected(family, *parts.items())
     assert loss == pytest.approx(true_loss, rel=EXACT)
-    assert apart(gradient, true_gradient) <= EXACT
+    assert compute_relative_distance(gradient, true_gradient) <= EXACT
 
 
 # Rounding scatters: one draw's ratio says little, least where few weights are trained.
@@ -234,13 +237,18 @@ def test_bf16_is_no_further_from_the_truth_than_separate_passes(
     language_model = chosen.pop("language_model", "full")
     squares = torch.zeros(2, dtype=torch.float64)
     for seed in range(draws):
-        config = config_of(language_model=language_model, seed=seed)
-        encoder = PairEncoder(built(family)[1], config, PAIRS)
+        config = make_config(language_model=language_model, seed=seed)
+        encoder = PairEncoder(build_model(family)[1], config, PAIRS)
         batch = encoder.encode_batch(range(3))
-        _, true = plain(family, config, batch, held="rounded")
-        _, separate = plain(family, config, batch, held="bf16")
-        _, ours = fast(family, config, encoder, batch, held="bf16", **chosen)
-        squares += torch.tensor([apart(ours, true), apart(separate, true)]) ** 2
+        _, true = compute_naive(family, config, batch, held="rounded")
+        _, separate = compute_naive(family, config, batch, held="bf16")
+        _, ours = compute_fast(family, config, encoder, batch, held="bf16", **chosen)
+        squares += (
+            torch.tensor(
+                [compute_relative_distance(ours, true), compute_relative_distance(separate, true)]
+            )
+            ** 2
+        )
     ours_apart, separate_apart = squares.sqrt().tolist()
     assert ours_apart <= IN_BF16 * separate_apart
 
@@ -264,11 +272,11 @@ def test_any_lengths_and_batches(
         dataclasses.replace(PAIRS[place % 3], chosen=chosen, rejected=chosen if alike else rejected)
         for place, (chosen, rejected) in enumerate(responses)
     ]
-    config = config_of(objective=objective)
-    encoder = PairEncoder(built(family)[1], config, pairs)
+    config = make_config(objective=objective)
+    encoder = PairEncoder(build_model(family)[1], config, pairs)
     batch = encoder.encode_batch(range(len(pairs)))
-    loss, gradient = fast(family, config, encoder, batch, chunk=chunk, shared=True)
-    true_loss, true_gradient = plain(family, config, batch)
+    loss, gradient = compute_fast(family, config, encoder, batch, chunk=chunk, shared=True)
+    true_loss, true_gradient = compute_naive(family, config, batch)
     assert loss == pytest.approx(true_loss, rel=EXACT, abs=1e-6)
     # Equal responses cancel in DPO: what is left of the gradient is rounding of its two parts.
     scale = max(float(true_gradient.norm()), 0.1)
@@ -277,15 +285,15 @@ def test_any_lengths_and_batches(
 
 @pytest.fixture
 def policy() -> Policy:
-    return Policy(copy.deepcopy(built("llava")[0]), config_of().objective)
+    return Policy(copy.deepcopy(build_model("llava")[0]), make_config().objective)
 
 
 @pytest.fixture
 def pair() -> PairBatch:
-    return PairEncoder(built("llava")[1], config_of(), PAIRS).encode_batch([0])
+    return PairEncoder(build_model("llava")[1], make_config(), PAIRS).encode_batch([0])
 
 
-def kind(policy: Policy) -> str:
+def get_attention_kind(policy: Policy) -> str:
     return str(policy.model.get_decoder().config._attn_implementation)
 
 
@@ -294,14 +302,14 @@ def test_what_is_exact_is_on_for_as_long_as_it_is_asked(policy: Policy, pair: Pa
     with share_prefixes(policy, pair) as outcome:
         assert outcome == SHARING_ON
         assert policy.prefix_sharing
-        assert kind(policy) == packing.PACKED_ATTENTION
+        assert get_attention_kind(policy) == packing.PACKED_ATTENTION
         assert marks == [parameter.requires_grad for parameter in policy.parameters()]
         assert all(parameter.grad is None for parameter in policy.parameters())
     assert not policy.prefix_sharing
-    assert kind(policy) == "sdpa"
+    assert get_attention_kind(policy) == "sdpa"
 
 
-def test_it_can_be_switched_off(policy: Policy, pair: PairBatch) -> None:
+def test_prefix_sharing_can_be_switched_off(policy: Policy, pair: PairBatch) -> None:
     with share_prefixes(policy, pair, "off") as outcome:
         assert outcome == "off (engine.prefix_sharing: off)"
         assert not policy.prefix_sharing
@@ -311,7 +319,7 @@ def test_another_attention_is_left_alone(policy: Policy, pair: PairBatch) -> Non
     policy.model.set_attn_implementation("eager")
     with share_prefixes(policy, pair) as outcome:
         assert outcome == "off (its attention is eager, not sdpa)"
-    assert kind(policy) == "eager"
+    assert get_attention_kind(policy) == "eager"
 
 
 def test_what_the_attention_cannot_do_is_refused(policy: Policy, pair: PairBatch) -> None:
@@ -359,10 +367,14 @@ def test_running_out_of_memory_is_no_inexactness(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("held", ["fp32", "bf16"])
-def test_it_is_exact_on_a_gpu(family: str, held: str) -> None:
-    config = config_of()
-    policy = Policy(copy.deepcopy(built(family, held)[0]).cuda(), config.objective)
-    pair = PairEncoder(built(family)[1], config, PAIRS).encode_batch([0]).to(torch.device("cuda"))
+def test_the_fast_step_is_exact_on_a_gpu(family: str, held: str) -> None:
+    config = make_config()
+    policy = Policy(copy.deepcopy(build_model(family, held)[0]).cuda(), config.objective)
+    pair = (
+        PairEncoder(build_model(family)[1], config, PAIRS)
+        .encode_batch([0])
+        .to(torch.device("cuda"))
+    )
     assert find_prefix_sharing_problem(policy, pair) is None
 
 
@@ -388,7 +400,7 @@ def test_a_result_of_before_is_read(tmp_path: Path) -> None:
     assert result is not None and result.engine == {}
 
 
-class OneOther(Workers):
+class TwoWorkers(Workers):
     """This worker and one more, which says of everything what it is told to."""
 
     said: Any = None
@@ -398,11 +410,11 @@ class OneOther(Workers):
 
 
 def test_where_one_worker_cannot_share_prefixes_none_does(policy: Policy, pair: PairBatch) -> None:
-    class Other(OneOther):
+    class Other(TwoWorkers):
         said = "its GPU rounds otherwise"
 
     with share_prefixes(policy, pair, "auto", Other(size=2)) as sharing:
         assert sharing == "off (its GPU rounds otherwise)"
         assert not policy.prefix_sharing
-    with share_prefixes(policy, pair, "auto", OneOther(size=2)) as sharing:
+    with share_prefixes(policy, pair, "auto", TwoWorkers(size=2)) as sharing:
         assert sharing == SHARING_ON

@@ -20,7 +20,7 @@ from chip_core.utils.errors import TrialError
 from chip_core.utils.workers import Workers
 
 from .. import families
-from .test_parallel import helper, load
+from .test_parallel import helper, load_weights
 
 Case = helper.Case
 
@@ -39,25 +39,25 @@ HYBRID = [
 ]
 
 
-def first_alone(case: Any) -> Any:
+def load_on_first_alone(case: Any) -> Any:
     return replace(case, loads="first")
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = with_files(tmp_path_factory.mktemp("first"))
-    helper.launch(folder, (2, [*CASES, *map(first_alone, CASES)]))
+    folder = write_models(tmp_path_factory.mktemp("first"))
+    helper.run_rounds(folder, (2, [*CASES, *map(load_on_first_alone, CASES)]))
     return folder
 
 
 @pytest.fixture(scope="module")
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = with_files(tmp_path_factory.mktemp("first-hybrid"))
-    helper.launch(folder, (4, [*HYBRID, *map(first_alone, HYBRID)]))
+    folder = write_models(tmp_path_factory.mktemp("first-hybrid"))
+    helper.run_rounds(folder, (4, [*HYBRID, *map(load_on_first_alone, HYBRID)]))
     return folder
 
 
-def with_files(folder: Path) -> Path:
+def write_models(folder: Path) -> Path:
     """Write the families' files."""
     for family in ("llava", "qwen2_5_vl"):
         config, processor = families.FAMILIES[family]()
@@ -72,21 +72,21 @@ def with_files(folder: Path) -> Path:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_curves_and_weights_are_the_same_to_the_bit(out: Path, case: Any) -> None:
-    same_to_the_bit(out, case)
+    assert_same_to_the_bit(out, case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", HYBRID, ids=lambda case: case.name)
 def test_of_all_machines_the_first_worker_alone_loads(hybrid: Path, case: Any) -> None:
-    same_to_the_bit(hybrid, case)
+    assert_same_to_the_bit(hybrid, case)
 
 
-def same_to_the_bit(out: Path, case: Any) -> None:
-    curves = [helper.curve(out, each) for each in (case, first_alone(case))]
+def assert_same_to_the_bit(out: Path, case: Any) -> None:
+    curves = [helper.read_curve(out, each) for each in (case, load_on_first_alone(case))]
     assert len(curves[0]) == case.steps
     assert len({figures["loss"] for figures in curves[0]}) > 1  # it does train
     assert curves[1] == curves[0]
-    all_load, first_loads = (load(out, each) for each in (case, first_alone(case)))
+    all_load, first_loads = (load_weights(out, each) for each in (case, load_on_first_alone(case)))
     assert first_loads.keys() == all_load.keys()
     for name, weight in all_load.items():
         assert torch.equal(first_loads[name], weight), name

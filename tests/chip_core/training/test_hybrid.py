@@ -6,7 +6,6 @@ What a worker is told of its machine, torchrun's GROUP_RANK, is all that the mac
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,14 @@ from chip_core.training.trainer import _describe_sharding
 from chip_core.utils.errors import TrialError
 from chip_core.utils.workers import BARRIER_TIMEOUT, Workers
 
-from .test_parallel import alone, compare, goes_on, helper, launched, prepared
+from .test_parallel import (
+    assert_one_worker_resumes,
+    assert_same_training,
+    helper,
+    prepare_strategy,
+    run_cases,
+    to_single_case,
+)
 
 Case = helper.Case
 
@@ -52,7 +58,7 @@ SLOW = [
     Case("hsdp", "mpo", steps=8),
     Case("hsdp", "dama", steps=8),
     Case("hsdp", "full", "float32", steps=6, mixed=True),
-    Case("hsdp", "lora", "float32", checkpoint_every=4, apart=True, steps=8),
+    Case("hsdp", "lora", "float32", checkpoint_every=4, separate_disks=True, steps=8),
     Case("hsdp", "bf16", "bfloat16", steps=8),
     Case("hsdp", "bf16_gradients", "bfloat16", steps=8),
     Case("hsdp", "bf16_staged", "bfloat16"),
@@ -62,64 +68,67 @@ SLOW = [
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("hybrid")
-    return launched(out, QUICK, (2, [BY_ONE_MACHINE]), workers=4)
+    return run_cases(out, QUICK, (2, [BY_ONE_MACHINE]), workers=4)
 
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("hybrid-slow")
-    launched(out, SLOW, workers=4)
+    run_cases(out, SLOW, workers=4)
     of_one = Case("fsdp", "lora", checkpoint_every=4, steps=8)
     by_two = Case("hsdp", "lora", resume=of_one.name, steps=8)
-    helper.launch(out, (2, [of_one]), (4, [by_two]))
+    helper.run_rounds(out, (2, [of_one]), (4, [by_two]))
     return out
 
 
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
 def test_two_machines_of_two_workers_equal_one_worker(quick: Path, case: Any) -> None:
-    compare(quick, case)
+    assert_same_training(quick, case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", SLOW, ids=lambda case: case.name)
 def test_two_machines_of_two_workers_equal_one_worker_in_every_way(slow: Path, case: Any) -> None:
-    compare(slow, case)
+    assert_same_training(slow, case)
 
 
 def test_what_two_machines_saved_one_machine_goes_on_from(quick: Path) -> None:
     there = QUICK[0]
     before = there.checkpoint_every
-    assert helper.curve(quick, BY_ONE_MACHINE)[:before] == helper.curve(quick, there)[:before]
-    compare(quick, BY_ONE_MACHINE)
+    assert (
+        helper.read_curve(quick, BY_ONE_MACHINE)[:before]
+        == helper.read_curve(quick, there)[:before]
+    )
+    assert_same_training(quick, BY_ONE_MACHINE)
 
 
 @pytest.mark.parametrize("there", QUICK, ids=lambda case: case.name)
 def test_what_two_machines_saved_one_worker_goes_on_from(quick: Path, there: Any) -> None:
-    goes_on(quick, there)
+    assert_one_worker_resumes(quick, there)
 
 
 @pytest.mark.slow
 def test_what_one_machine_saved_two_go_on_from(slow: Path) -> None:
-    compare(slow, Case("hsdp", "lora", resume="fsdp-lora-float64", steps=8))
+    assert_same_training(slow, Case("hsdp", "lora", resume="fsdp-lora-float64", steps=8))
 
 
 @pytest.mark.slow
 def test_machines_without_a_common_disk_leave_one_checkpoint_together(slow: Path) -> None:
     """Which of two workers that hold the same writes it, both on one machine or on two."""
-    (there,) = (case for case in SLOW if case.apart)
+    (there,) = (case for case in SLOW if case.separate_disks)
     (first,) = (slow / there.name / "checkpoints").iterdir()
     (others,) = (slow / "elsewhere" / there.name / "checkpoints").iterdir()
     own, further = ({path.name for path in (each / "shards").iterdir()} for each in (first, others))
     assert own and further and not own & further
     for name in further:
         (others / "shards" / name).rename(first / "shards" / name)
-    goes_on(slow, there)
+    assert_one_worker_resumes(slow, there)
 
 
 def test_what_several_workers_hold_is_written_once(quick: Path) -> None:
     (left,) = (quick / QUICK[0].name / "checkpoints").iterdir()
     shards = [load_file(path) for path in sorted((left / "shards").iterdir())]
-    whole = load_file(quick / alone(QUICK[0]).name / "model" / "model.safetensors")
+    whole = load_file(quick / to_single_case(QUICK[0]).name / "model" / "model.safetensors")
     written: dict[str, int] = {}
     for part in shards:
         for name, value in part.items():
@@ -137,22 +146,14 @@ def test_what_several_workers_hold_is_written_once(quick: Path) -> None:
     assert max(sizes) < 0.3 * sum(sizes)
 
 
-@pytest.fixture
-def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process group of this process alone, one machine of one worker."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 @pytest.mark.parametrize("short", [False, True])
 def test_between_machines_pass_the_gradients_of_an_update_once(
-    group: None, monkeypatch: pytest.MonkeyPatch, short: bool
+    process_group: None, monkeypatch: pytest.MonkeyPatch, short: bool
 ) -> None:
     """Where memory is short, gradients are reduced within a machine in each pass."""
     monkeypatch.setattr(fsdp, "_fits_gradients", lambda root, device: not short)
     config = TrialConfig.model_validate({"model": "shapes", "language_model": "lora"})
-    strategy, batch = prepared(config, "hsdp")
+    strategy, batch = prepare_strategy(config, "hsdp")
     reference = strategy.reference()
     known = reference.scores(batch)
     passed: list[bool] = []
@@ -171,7 +172,7 @@ def test_between_machines_pass_the_gradients_of_an_update_once(
     assert any(parameter.grad is not None for parameter in strategy._root.parameters())
 
 
-class Lying(Workers):
+class FakeMachineWorkers(Workers):
     """Workers on machines, from the first of them, whose GPUs are as short as its own."""
 
     def __init__(self, *machines: str) -> None:
@@ -198,7 +199,7 @@ def test_machines_are_told_by_who_started_the_workers(monkeypatch: pytest.Monkey
     monkeypatch.setenv("NODE_RANK", "0")
     assert len({host, torchrun, _machine_id()}) == 3
     assert Workers().ranks_by_machine() == [[0]]
-    assert Lying("b", "a", "b", "a").ranks_by_machine() == [[0, 2], [1, 3]]
+    assert FakeMachineWorkers("b", "a", "b", "a").ranks_by_machine() == [[0, 2], [1, 3]]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,7 @@ def test_machines_are_told_by_who_started_the_workers(monkeypatch: pytest.Monkey
 )
 def test_what_hybrid_sharding_comes_to(machines: str, kind: Parallelism, shards: int) -> None:
     config = TrialConfig.model_validate({"model": "shapes", "engine": {"parallel": "hsdp"}})
-    workers = Lying(*machines)
+    workers = FakeMachineWorkers(*machines)
     assert choose_parallelism(config, nn.Linear(1, 1), torch.device("cpu"), workers) == kind
     assert count_weight_shards(kind, workers) == shards
     told = {
@@ -227,7 +228,7 @@ def test_what_hybrid_sharding_comes_to(machines: str, kind: Parallelism, shards:
 
 def test_unequal_machines_are_refused() -> None:
     with pytest.raises(TrialError) as told:
-        require_equal_machines(Lying(*"aaab"))
+        require_equal_machines(FakeMachineWorkers(*"aaab"))
     assert str(told.value) == (
         "engine.parallel is hsdp, which needs the same number of workers on each machine, but 4 "
         "workers are 3 + 1 on 2 machines: write an engine.workers_per_trial that divides evenly, "
@@ -255,7 +256,7 @@ def test_auto_is_hybrid_where_a_machine_holds_the_model(
         "chip_core.training.parallel.estimate_required_bytes",
         lambda model, config: 0.8 * 1000 * gpus,
     )
-    found = choose_parallelism(config, model, torch.device("cuda"), Lying(*machines))
+    found = choose_parallelism(config, model, torch.device("cuda"), FakeMachineWorkers(*machines))
     assert found == kind
 
 
@@ -271,7 +272,7 @@ def test_weights_in_four_bits_are_never_spread() -> None:
 
 
 def test_the_workers_that_share_a_weight_are_those_of_one_machine(
-    group: None, monkeypatch: pytest.MonkeyPatch
+    process_group: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[Any] = []
     made = dist.new_group
@@ -282,7 +283,7 @@ def test_the_workers_that_share_a_weight_are_those_of_one_machine(
 
     monkeypatch.setattr(dist, "new_group", noting)
     config = TrialConfig.model_validate({"model": "shapes", "language_model": "lora"})
-    strategy, _ = prepared(config, "hsdp")
+    strategy, _ = prepare_strategy(config, "hsdp")
     weight = next(iter(strategy._root.parameters()))  # type: ignore[attr-defined]
     assert weight.device_mesh.mesh_dim_names == ("replicate", "shard")
     assert get_shard_group(weight) is weight.device_mesh.get_group("shard")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +11,10 @@ from PIL import Image
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
-from chip_core.models.packing import use_packed_attention
-from chip_core.models.parts import set_trained
 from chip_core.training.policy import Policy
 from chip_core.training.states import pack
 
-from ..plain import plain_loss
-from .test_presets import PAIRS, built, gradient, moved
+from .test_presets import PAIRS, assert_step_equals_naive, build_model, make_moved_model
 
 #: The middle one has one image for both; the others' own are of other sizes than their first.
 OWN = [
@@ -29,7 +24,7 @@ OWN = [
 ]
 
 
-def trial(objective: Any, **further: Any) -> TrialConfig:
+def make_config(objective: Any, **further: Any) -> TrialConfig:
     given = {"model": "x", "objective": objective, "vision_encoder": "trained", **further}
     return TrialConfig.model_validate(given)
 
@@ -38,29 +33,14 @@ def trial(objective: Any, **further: Any) -> TrialConfig:
     ("family", "objective"), [("llava", "tpo"), ("llava", "symmpo"), ("qwen2_5_vl", "chip")]
 )
 def test_each_response_is_read_under_its_own_image(family: str, objective: str) -> None:
-    config = trial(objective, rejected_image="black")
-    reference, processor = built(family)
-    batch = PairEncoder(processor, config, OWN).encode_batch(range(3))
-    model = moved(family)
-    trained = set_trained(model, config)
-    true = plain_loss(model, reference, batch, config, processor.tokenizer.eos_token_id)
-    true_gradient = gradient(true, trained)
-    for shared in (False, True):
-        policy = Policy(model, config.objective, prefix_sharing=shared, logits_chunk=5)
-        frozen = Policy(copy.deepcopy(reference), config.objective, prefix_sharing=shared)
-        with ExitStack() as stack:
-            for each in (policy, frozen) if shared else ():
-                stack.enter_context(use_packed_attention(each.model))
-            loss = policy(batch, frozen.reference_scores(batch), frozen.head).loss.mean()
-            found = gradient(loss, trained)
-        assert loss.item() == pytest.approx(true.item(), rel=1e-5)
-        assert float((found - true_gradient).norm()) <= 1e-5 * float(true_gradient.norm())
+    config = make_config(objective, rejected_image="black")
+    assert_step_equals_naive(family, config, OWN)
 
 
 def test_what_a_side_says_is_what_a_pair_of_its_image_says() -> None:
     """Rows of one image each are the truth: the chosen one's pair, and the rejected one's."""
-    model, processor = built("llava")
-    config = trial("tpo", rejected_image="black")
+    model, processor = build_model("llava")
+    config = make_config("tpo", rejected_image="black")
     said = {}
     for name, pairs in {
         "sides": OWN,
@@ -83,8 +63,8 @@ def test_what_a_side_says_is_what_a_pair_of_its_image_says() -> None:
 
 
 def test_no_prefix_is_shared_where_images_differ() -> None:
-    config = trial("dpo")
-    encoder = PairEncoder(built("llava")[1], config, OWN)
+    config = make_config("dpo")
+    encoder = PairEncoder(build_model("llava")[1], config, OWN)
     batch = encoder.encode_batch(range(3))
     chosen, rejected = (int(batch.responses[view].mask.sum()) for view in ("chosen", "rejected"))
     prompts = int(batch.prompts.mask.sum()) + int(batch.own_image_prompts["image"].mask.sum())
@@ -100,12 +80,12 @@ def test_no_prefix_is_shared_where_images_differ() -> None:
 def test_one_response_under_two_images_is_the_visual_term() -> None:
     """Δ of one text under both images is mDPO's conditional margin with the second one given."""
     one = [replace(pair, rejected=pair.chosen, rejected_image=pair.own_image) for pair in OWN[::2]]
-    model, processor = built("llava")
+    model, processor = build_model("llava")
     losses = {}
     for terms in (["response"], ["visual"]):
-        config = trial({"terms": terms}, rejected_image="given")
+        config = make_config({"terms": terms}, rejected_image="given")
         batch = PairEncoder(processor, config, one).encode_batch(range(2))
-        policy = Policy(moved("llava"), config.objective)
+        policy = Policy(make_moved_model("llava"), config.objective)
         frozen = Policy(model, config.objective)
         losses[terms[0]] = policy(batch, frozen.reference_scores(batch)).loss
     torch.testing.assert_close(losses["response"], losses["visual"], rtol=0, atol=1e-6)
@@ -114,8 +94,8 @@ def test_one_response_under_two_images_is_the_visual_term() -> None:
 def test_a_training_draws_both_images_anew() -> None:
     drawn = Image.linear_gradient("L").convert("RGB")
     pair = replace(PAIRS[0], own_image=drawn)
-    config = trial("dpo", training={"augment": "released"})
-    encoder = PairEncoder(built("llava")[1], config, [pair])
+    config = make_config("dpo", training={"augment": "released"})
+    encoder = PairEncoder(build_model("llava")[1], config, [pair])
     seen = [
         encoder.encode_batch([0], epoch).own_image_prompts["image"].inputs["pixel_values"]
         for epoch in range(4)

@@ -11,13 +11,11 @@ import copy
 import importlib.util
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -37,7 +35,7 @@ from chip_core.utils.errors import TrialError, UserError
 from chip_core.utils.workers import Workers, join_workers
 
 
-def _helper() -> Any:
+def _import_workers() -> Any:
     spec = importlib.util.spec_from_file_location("workers", Path(__file__).parent / "workers.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -46,7 +44,7 @@ def _helper() -> Any:
     return module
 
 
-helper = _helper()
+helper = _import_workers()
 Case = helper.Case
 
 #: As many steps as it takes to train, and a checkpoint in the middle: what goes wrong between
@@ -54,7 +52,7 @@ Case = helper.Case
 QUICK = [
     Case("ddp", "full", steps=6),
     Case("fsdp", "full", "float32", checkpoint_every=3, micro_batch=2, steps=6),
-    Case("fsdp", "lora", checkpoint_every=4, micro_batch=2, apart=True, steps=8),
+    Case("fsdp", "lora", checkpoint_every=4, micro_batch=2, separate_disks=True, steps=8),
     Case("fsdp", "everywhere", checkpoint_every=3, micro_batch=2, steps=6),
     Case("fsdp", "released", micro_batch=2, family="muffin", steps=6),
     Case("ddp", "mpo", steps=6),
@@ -96,35 +94,35 @@ SLOW = [
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return launched(tmp_path_factory.mktemp("quick"), QUICK, (3, [BY_THREE]))
+    return run_cases(tmp_path_factory.mktemp("quick"), QUICK, (3, [BY_THREE]))
 
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = launched(tmp_path_factory.mktemp("slow"), SLOW)
+    out = run_cases(tmp_path_factory.mktemp("slow"), SLOW)
     here = Case("single", "lora", "float32", checkpoint_every=10)
     shutil.rmtree(out / here.name)  # the same without checkpoints
-    helper.run(here, out, Workers())
+    helper.run_case(here, out, Workers())
     there = [Case(kind, "lora", "float32", resume=here.name) for kind in ("ddp", "fsdp")]
-    helper.launch(out, (2, there))
+    helper.run_rounds(out, (2, there))
     return out
 
 
-def launched(out: Path, cases: list[Any], *more: tuple[int, list[Any]], workers: int = 2) -> Path:
+def run_cases(out: Path, cases: list[Any], *more: tuple[int, list[Any]], workers: int = 2) -> Path:
     """Train every case by some workers and by one, and what is to be trained by others."""
     torch.set_num_threads(1)
-    helper.launch(out, (workers, cases), *more)
-    for one in {alone(case) for case in cases}:
-        helper.run(one, out, Workers())
+    helper.run_rounds(out, (workers, cases), *more)
+    for one in {to_single_case(case) for case in cases}:
+        helper.run_case(one, out, Workers())
     return out
 
 
-def alone(case: Any) -> Any:
+def to_single_case(case: Any) -> Any:
     return Case("single", case.changes, case.dtype, family=case.family, steps=case.steps)
 
 
-def compare(out: Path, case: Any) -> None:
-    """Every figure of every step as one worker has it, and the weights that come out."""
+def assert_same_training(out: Path, case: Any) -> None:
+    """Compare every step's figures with one worker's, and the weights that come out."""
     # Where the true gradient is 0 (a key's bias), AdamW makes steps of rounding: its weights move
     # by up to lr = 1e-3 a step to either side.
     tolerance, moved = {
@@ -132,8 +130,8 @@ def compare(out: Path, case: Any) -> None:
         "float32": (1e-4, 1e-3),
         "bfloat16": (2e-3, 1e-2),  # which has 8 bits
     }[case.dtype]
-    both = alone(case), case
-    curves = [helper.curve(out, each) for each in both]
+    both = to_single_case(case), case
+    curves = [helper.read_curve(out, each) for each in both]
     assert len(curves[0]) == len(curves[1]) == case.steps
     losses = [[figures["loss"] for figures in curve] for curve in curves]
     assert max(losses[0]) - min(losses[0]) > 0.05  # it does train
@@ -142,13 +140,13 @@ def compare(out: Path, case: Any) -> None:
         if case.dtype == "bfloat16":  # of which pair's margin rounding decides the sign
             other["reward/accuracy"] = one["reward/accuracy"]
         assert other == pytest.approx(one, rel=100 * tolerance, abs=tolerance)
-    weights = [load(out, each) for each in both]
+    weights = [load_weights(out, each) for each in both]
     assert weights[0].keys() == weights[1].keys()
     for name, weight in weights[0].items():
         assert torch.allclose(weight, weights[1][name], rtol=0, atol=moved)
 
 
-def load(out: Path, case: Any) -> dict[str, torch.Tensor]:
+def load_weights(out: Path, case: Any) -> dict[str, torch.Tensor]:
     files = sorted((out / case.name / "model").glob("*.safetensors"))
     return {
         f"{file.name}/{name}": value for file in files for name, value in load_file(file).items()
@@ -157,39 +155,39 @@ def load(out: Path, case: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
 def test_two_workers_equal_one(quick: Path, case: Any) -> None:
-    compare(quick, case)
+    assert_same_training(quick, case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", SLOW, ids=lambda case: case.name)
 def test_two_workers_equal_one_in_every_way(slow: Path, case: Any) -> None:
-    compare(slow, case)
+    assert_same_training(slow, case)
 
 
-def goes_on(out: Path, there: Any) -> None:
-    """One worker goes on from what a case left."""
+def assert_one_worker_resumes(out: Path, there: Any) -> None:
+    """Check that one worker goes on from what a case left."""
     here = Case("single", there.changes, there.dtype, resume=there.name, steps=there.steps)
-    trained = helper.run(here, out, Workers())
+    trained = helper.run_case(here, out, Workers())
     assert f"resumed after step {there.checkpoint_every} from" in trained.notes[-1]
-    compare(out, here)
+    assert_same_training(out, here)
 
 
 def test_what_two_saved_one_goes_on_from(quick: Path) -> None:
-    goes_on(quick, QUICK[1])
+    assert_one_worker_resumes(quick, QUICK[1])
 
 
 def test_what_two_saved_in_bf16_one_goes_on_from(quick: Path) -> None:
     (there,) = (case for case in QUICK if case.changes == "bf16_lora")
-    goes_on(quick, there)
+    assert_one_worker_resumes(quick, there)
 
 
 def test_what_two_saved_three_go_on_from(quick: Path) -> None:
     there = QUICK[1]
     before = there.checkpoint_every
-    assert [figures["loss"] for figures in helper.curve(quick, BY_THREE)[:before]] == [
-        figures["loss"] for figures in helper.curve(quick, there)[:before]
+    assert [figures["loss"] for figures in helper.read_curve(quick, BY_THREE)[:before]] == [
+        figures["loss"] for figures in helper.read_curve(quick, there)[:before]
     ]
-    compare(quick, BY_THREE)
+    assert_same_training(quick, BY_THREE)
 
 
 def test_each_worker_writes_the_part_that_it_holds(quick: Path) -> None:
@@ -209,32 +207,24 @@ def test_workers_on_machines_of_their_own_leave_one_checkpoint_together(quick: P
     (first,) = (quick / there.name / "checkpoints").iterdir()
     (second,) = (quick / "elsewhere" / there.name / "checkpoints").iterdir()
     assert [path.name for path in second.iterdir()] == ["shards"]
-    config = helper.configured(there)
+    config = helper.make_config(there)
     (alone,) = (path.name for path in (second / "shards").iterdir())
     assert find_checkpoint_problem(first, config) == f"shards/{alone} is missing"
     shutil.copytree(second, first, dirs_exist_ok=True)
     assert find_checkpoint_problem(first, config) is None
-    goes_on(quick, there)
+    assert_one_worker_resumes(quick, there)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_what_one_saved_two_go_on_from(slow: Path, kind: str) -> None:
-    compare(slow, Case(kind, "lora", "float32", resume="single-lora-float32"))
-
-
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+    assert_same_training(slow, Case(kind, "lora", "float32", resume="single-lora-float32"))
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp", "hsdp"])
-def test_gradients_are_reduced_in_the_last_pass_alone(group: None, kind: str) -> None:
+def test_gradients_are_reduced_in_the_last_pass_alone(process_group: None, kind: str) -> None:
     config = TrialConfig.model_validate({"model": "shapes", "language_model": "lora"})
-    strategy, batch = prepared(config, kind)
+    strategy, batch = prepare_strategy(config, kind)
     calls = 0
 
     def count(state, bucket):  # type: ignore[no-untyped-def]  # DDP reads annotations
@@ -259,13 +249,13 @@ def test_gradients_are_reduced_in_the_last_pass_alone(group: None, kind: str) ->
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp", "hsdp"])
-def test_the_norm_of_a_gradient_is_one_plain_number(group: None, kind: str) -> None:
+def test_the_norm_of_a_gradient_is_one_plain_number(process_group: None, kind: str) -> None:
     """FSDP2's `clip_grad_norm_` returns what looks spread and is whole: nothing is added up again.
 
     That two workers' norms are one worker's is held above, where every figure is compared.
     """
     config = TrialConfig.model_validate({"model": "shapes", "language_model": "lora"})
-    strategy, batch = prepared(config, kind)
+    strategy, batch = prepare_strategy(config, kind)
     reference = strategy.reference()
     strategy(batch, reference.scores(batch), reference.head).loss.sum().backward()
     # of what is trained here; once spread, parameters are others than those of before
@@ -279,7 +269,7 @@ def test_the_norm_of_a_gradient_is_one_plain_number(group: None, kind: str) -> N
     assert float(after) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
 
 
-def prepared(config: TrialConfig, kind: str) -> tuple[SingleProcessStrategy, Any]:
+def prepare_strategy(config: TrialConfig, kind: str) -> tuple[SingleProcessStrategy, Any]:
     from chip_core.data.preferences import load_pairs
     from chip_core.models.adapters import attach_adapters
 
@@ -292,7 +282,7 @@ def prepared(config: TrialConfig, kind: str) -> tuple[SingleProcessStrategy, Any
     return strategy, batch
 
 
-def test_who_shares_a_training_and_how() -> None:
+def test_the_parallelism_follows_from_the_workers() -> None:
     def kind(workers: int, **engine: Any) -> str:
         config = TrialConfig.model_validate({"model": "shapes", "engine": engine})
         return choose_parallelism(

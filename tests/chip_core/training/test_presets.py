@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,7 @@ from chip_core.training.states import pack
 from chip_core.utils.files import read_records
 
 from .. import families
-from ..plain import plain_loss
+from ..naive_forward import compute_naive_loss
 from ..trainings import train
 
 OBJECTIVES: dict[str, Any] = {
@@ -41,10 +42,10 @@ OBJECTIVES: dict[str, Any] = {
 }
 
 
-def full_pairs() -> list[PreferencePair]:
-    """Pairs with all that an objective may read."""
+def make_full_pairs() -> list[PreferencePair]:
+    """Make pairs with all that an objective may read."""
     made = []
-    for number, pair in enumerate(families.pairs()):
+    for number, pair in enumerate(families.make_pairs()):
         other = ["a blue tree .", "the dog is on a red car .", "a cat ."][number]
         scores: dict[str, Any] = {
             "clip_scores/chosen": 0.7, "clip_scores/rejected": 0.2 + 0.3 * number,
@@ -65,16 +66,16 @@ def full_pairs() -> list[PreferencePair]:
     return made
 
 
-PAIRS = full_pairs()
+PAIRS = make_full_pairs()
 
 
 @cache
-def built(family: str) -> tuple[Any, Any]:
+def build_model(family: str) -> tuple[Any, Any]:
     return families.build(family)
 
 
-def moved(family: str) -> Any:
-    model = copy.deepcopy(built(family)[0])
+def make_moved_model(family: str) -> Any:
+    model = copy.deepcopy(build_model(family)[0])
     draw = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -82,7 +83,7 @@ def moved(family: str) -> Any:
     return model
 
 
-def gradient(loss: torch.Tensor, trained: list[Any]) -> torch.Tensor:
+def compute_gradient(loss: torch.Tensor, trained: list[Any]) -> torch.Tensor:
     found = torch.autograd.grad(loss, trained, allow_unused=True)
     return torch.cat(
         [
@@ -90,6 +91,30 @@ def gradient(loss: torch.Tensor, trained: list[Any]) -> torch.Tensor:
             for parameter, one in zip(trained, found, strict=True)
         ]
     )
+
+
+def assert_step_equals_naive(
+    family: str, config: TrialConfig, pairs: Sequence[PreferencePair]
+) -> None:
+    """Compare loss and gradient of the fast step, with and without shared prefixes."""
+    reference, processor = build_model(family)
+    batch = PairEncoder(processor, config, pairs).encode_batch(range(3))
+    model = make_moved_model(family)
+    trained = set_trained(model, config)
+    torch.manual_seed(0)  # DAMA draws
+    true = compute_naive_loss(model, reference, batch, config, processor.tokenizer.eos_token_id)
+    true_gradient = compute_gradient(true, trained)
+    for shared in (False, True):
+        policy = Policy(model, config.objective, prefix_sharing=shared, logits_chunk=5)
+        frozen = Policy(copy.deepcopy(reference), config.objective, prefix_sharing=shared)
+        with ExitStack() as stack:
+            for each in (policy, frozen) if shared else ():
+                stack.enter_context(use_packed_attention(each.model))
+            torch.manual_seed(0)
+            loss = policy(batch, frozen.reference_scores(batch), frozen.head).loss.mean()
+            found = compute_gradient(loss, trained)
+        assert loss.item() == pytest.approx(true.item(), rel=1e-5)
+        assert float((found - true_gradient).norm()) <= 1e-5 * float(true_gradient.norm())
 
 
 #: Of a family that counts positions otherwise, those of each kind of view in the gate.
@@ -110,24 +135,7 @@ def test_the_step_equals_the_plain_truth(family: str, name: str) -> None:
     config = TrialConfig.model_validate(
         {"model": "x", "objective": OBJECTIVES[name], "vision_encoder": "trained"}
     )
-    reference, processor = built(family)
-    batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
-    model = moved(family)
-    trained = set_trained(model, config)
-    torch.manual_seed(0)  # DAMA draws
-    true = plain_loss(model, reference, batch, config, processor.tokenizer.eos_token_id)
-    true_gradient = gradient(true, trained)
-    for shared in (False, True):
-        policy = Policy(model, config.objective, prefix_sharing=shared, logits_chunk=5)
-        frozen = Policy(copy.deepcopy(reference), config.objective, prefix_sharing=shared)
-        with ExitStack() as stack:
-            for each in (policy, frozen) if shared else ():
-                stack.enter_context(use_packed_attention(each.model))
-            torch.manual_seed(0)
-            loss = policy(batch, frozen.reference_scores(batch), frozen.head).loss.mean()
-            found = gradient(loss, trained)
-        assert loss.item() == pytest.approx(true.item(), rel=1e-5)
-        assert float((found - true_gradient).norm()) <= 1e-5 * float(true_gradient.norm())
+    assert_step_equals_naive(family, config, PAIRS)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +167,7 @@ def test_nothing_is_computed_that_nobody_declares(
 
     monkeypatch.setattr(policies, "compute_response_states", noted)
     config = TrialConfig.model_validate({"model": "x", "objective": objective})
-    model, processor = built("llava")
+    model, processor = build_model("llava")
     batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
     made = Policy(model, config.objective)
     made(batch, made.reference_scores(batch))
@@ -171,7 +179,7 @@ def test_nothing_is_computed_that_nobody_declares(
 
 def test_a_further_response_costs_its_own_tokens_alone() -> None:
     config = TrialConfig.model_validate({"model": "x", "objective": "symmpo"})
-    batch = PairEncoder(built("llava")[1], config, PAIRS).encode_batch(range(3))
+    batch = PairEncoder(build_model("llava")[1], config, PAIRS).encode_batch(range(3))
     lengths = {view: int(of.mask.sum()) for view, of in batch.responses.items()}
     prompts = {
         name: int(batch.select_prompts(name).mask.sum()) for name in ("image", "second_image")
@@ -190,7 +198,7 @@ def test_a_further_response_costs_its_own_tokens_alone() -> None:
 def test_the_division_of_a_batch_changes_nothing(objective: Any, tmp_path: Path) -> None:
     curves = {}
     for name, micro_batch in (("whole", 8), ("two", 2), ("one", 1)):
-        curves[name] = trained(objective, tmp_path / name, micro_batch)
+        curves[name] = train_model(objective, tmp_path / name, micro_batch)
     assert len(curves["whole"]) == STEPS
     losses = [figures["loss"] for figures in curves["whole"]]
     assert max(losses) - min(losses) > 0.01  # it does train
@@ -204,14 +212,14 @@ def test_the_division_of_a_batch_changes_nothing(objective: Any, tmp_path: Path)
 def test_running_means_go_on_from_a_checkpoint(objective: Any, tmp_path: Path) -> None:
     # In fp32, which is what checkpoints hold.
     kept = {"checkpoint_every": 2, "dtype": torch.float32}
-    whole = trained(objective, tmp_path / "whole", 2, **kept)
-    went_on = trained(objective, tmp_path / "on", 2, **kept, resume_from=tmp_path / "whole")
+    whole = train_model(objective, tmp_path / "whole", 2, **kept)
+    went_on = train_model(objective, tmp_path / "on", 2, **kept, resume_from=tmp_path / "whole")
     assert went_on == whole
 
 
 def test_marks_in_a_response_leave_each_token_its_sentence() -> None:
     """A mark of the model's family is text: it takes several tokens, all of its sentence."""
-    processor = built("llava")[1]
+    processor = build_model("llava")[1]
     mark = processor.tokenizer.eos_token
     sentences = [("a cat .", 2.5), (f"the {mark} dog is red .", 1.0)]
     scores = {**PAIRS[0].scores, "opa_scores/rejected_score": sentences}
@@ -228,7 +236,7 @@ def test_marks_in_a_response_leave_each_token_its_sentence() -> None:
 STEPS = 5
 
 
-def trained(
+def train_model(
     objective: Any,
     folder: Path,
     micro_batch: int,

@@ -8,13 +8,11 @@ from __future__ import annotations
 import copy
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -34,17 +32,11 @@ from chip_core.utils.errors import DiskFullError, UnfitError
 
 from .. import families
 
+pytestmark = pytest.mark.usefixtures("process_group")
+
 CONFIG = TrialConfig.model_validate(
     {"model": "shapes", "language_model": "lora", "lora": {"rank": 2}, "optimizer": {"lr": 0.1}}
 )
-
-
-@pytest.fixture(autouse=True)
-def group(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +44,7 @@ def base() -> Any:
     return families.build("llava")[0]
 
 
-class Trained:
+class TrainedModel:
     """A model and its optimizer, sharded or not."""
 
     def __init__(self, base: Any, *, sharded: bool = False) -> None:
@@ -78,65 +70,65 @@ class Trained:
         parts = select_trained_parameters(self.model, CONFIG).values()
         return {name: weight for part in parts for name, weight in part.items()}
 
-    def checkpointer(self) -> Checkpointer:
+    def make_checkpointer(self) -> Checkpointer:
         return Checkpointer(CONFIG, model=self.model, optimizer=self.optimizer, stateful={})
 
-    def held(self) -> list[Any]:
+    def get_state(self) -> list[Any]:
         """All that a checkpoint is to give back, whole."""
         state = gather_whole(self.optimizer.state_dict())
         return [*(gather_whole(each.detach()) for each in self.parameters), state]
 
 
-def equal(one: Any, other: Any) -> bool:
+def is_equal(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(is_equal(one[key], other[key]) for key in one)
     if isinstance(one, list):
-        return len(one) == len(other) and all(map(equal, one, other))
+        return len(one) == len(other) and all(map(is_equal, one, other))
     return bool(one == other)
 
 
 @pytest.mark.parametrize("sharded", [True, False])
-def test_it_comes_back_to_the_bit(base: Any, tmp_path: Path, sharded: bool) -> None:
-    saved, other = Trained(base, sharded=True), Trained(base, sharded=sharded)
+def test_sharded_state_comes_back_to_the_bit(base: Any, tmp_path: Path, sharded: bool) -> None:
+    saved, other = TrainedModel(base, sharded=True), TrainedModel(base, sharded=sharded)
     saved.update()
-    saved.checkpointer().save(tmp_path, 1)
-    assert not equal(other.held(), saved.held())
-    resumed = other.checkpointer().restore(tmp_path)
+    saved.make_checkpointer().save(tmp_path, 1)
+    assert not is_equal(other.get_state(), saved.get_state())
+    resumed = other.make_checkpointer().restore(tmp_path)
     assert resumed.step == 1
-    assert equal(other.held(), saved.held())
+    assert is_equal(other.get_state(), saved.get_state())
     assert len(saved.optimizer.state) == len(other.optimizer.state) == len(saved.parameters) - 1
 
 
 def test_what_an_earlier_version_left_whole_goes_on_sharded(base: Any, tmp_path: Path) -> None:
     """Format 1, which a training that is not sharded still writes."""
-    saved, other = Trained(base), Trained(base, sharded=True)
+    saved, other = TrainedModel(base), TrainedModel(base, sharded=True)
     saved.update()
-    saved.checkpointer().save(tmp_path, 1)
-    assert other.checkpointer().restore(tmp_path).step == 1
-    assert equal(other.held(), saved.held())
+    saved.make_checkpointer().save(tmp_path, 1)
+    assert other.make_checkpointer().restore(tmp_path).step == 1
+    assert is_equal(other.get_state(), saved.get_state())
 
 
 def test_large_states_go_into_several_files(
     base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sharded_state, "FILE_BYTES", 1000)
-    saved, other = Trained(base, sharded=True), Trained(base)
+    saved, other = TrainedModel(base, sharded=True), TrainedModel(base)
     saved.update()
     names, rest = save_shards(tmp_path / "s", saved.names(), optimizer=saved.optimizer)
     assert len(names) > 2
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == names
     load_shards(tmp_path / "s", other.names(), optimizer=other.optimizer, state=rest)
-    assert equal(other.held(), saved.held())
+    assert is_equal(other.get_state(), saved.get_state())
 
 
-def lose_one(tensors: dict[str, Any], info: dict[str, str]) -> None:
+def drop_tensor(tensors: dict[str, Any], info: dict[str, str]) -> None:
     del tensors[min(tensors)]
 
 
-def lose_a_part(tensors: dict[str, Any], info: dict[str, str]) -> None:
-    """Its last row, in a shard that says so, seems to be all there is."""
+def drop_rows(tensors: dict[str, Any], info: dict[str, str]) -> None:
+    """Drop all rows of a tensor but its last, in a shard that says so."""
     name = next(name for name, value in tensors.items() if value.ndim == 2 and len(value) > 1)
     tensors[name] = tensors[name][-1:].clone()
     offsets = f'"{name}": {{"saved_offsets": [0, 0]}}'
@@ -145,9 +137,9 @@ def lose_a_part(tensors: dict[str, Any], info: dict[str, str]) -> None:
     info["DCP_SHARDING_INFO"] = info["DCP_SHARDING_INFO"].replace(offsets, last)
 
 
-@pytest.mark.parametrize("harm", [lose_one, lose_a_part])
+@pytest.mark.parametrize("harm", [drop_tensor, drop_rows])
 def test_what_is_not_whole_is_not_put_into_the_model(base: Any, tmp_path: Path, harm: Any) -> None:
-    saved, other = Trained(base, sharded=True), Trained(base)
+    saved, other = TrainedModel(base, sharded=True), TrainedModel(base)
     saved.update()
     (name,), rest = save_shards(tmp_path, saved.names(), optimizer=saved.optimizer)
     with safe_open(tmp_path / name, framework="pt") as file:
@@ -155,25 +147,25 @@ def test_what_is_not_whole_is_not_put_into_the_model(base: Any, tmp_path: Path, 
     tensors = load_file(tmp_path / name)
     harm(tensors, info)
     save_file(tensors, tmp_path / name, info)
-    before = copy.deepcopy(other.held())
+    before = copy.deepcopy(other.get_state())
     with pytest.raises(UnfitError, match=r"misses 1 of \d+ tensors, or has them in other shapes"):
         load_shards(tmp_path, other.names(), optimizer=other.optimizer, state=rest)
-    assert equal(other.held(), before)
+    assert is_equal(other.get_state(), before)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(
     base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DCP's own exception is no `Exception`: nothing that catches those would see it."""
-    trained = Trained(base, sharded=True)
-    trained.checkpointer().save(tmp_path, 1)
+    trained = TrainedModel(base, sharded=True)
+    trained.make_checkpointer().save(tmp_path, 1)
 
     def full(*_: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(sharded_state.HuggingFaceStorageWriter, "write_data", full)
     with pytest.raises(DiskFullError, match="no space for the checkpoint after step 2"):
-        trained.checkpointer().save(tmp_path, 2)
+        trained.make_checkpointer().save(tmp_path, 2)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
 
 
@@ -185,7 +177,7 @@ def test_it_has_its_name_when_all_of_it_is_there(
 
     monkeypatch.setattr(checkpoint, "sync_files", cut)
     with pytest.raises(KeyboardInterrupt):
-        Trained(base, sharded=True).checkpointer().save(tmp_path, 1)
+        TrainedModel(base, sharded=True).make_checkpointer().save(tmp_path, 1)
     assert list_checkpoints(tmp_path) == []
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [
         ".step-00000001.partial"
@@ -193,17 +185,17 @@ def test_it_has_its_name_when_all_of_it_is_there(
 
 
 def test_a_shard_of_something_else_is_said(base: Any, tmp_path: Path) -> None:
-    Trained(base, sharded=True).checkpointer().save(tmp_path, 1)
+    TrainedModel(base, sharded=True).make_checkpointer().save(tmp_path, 1)
     (left,) = list_checkpoints(tmp_path)
     assert find_checkpoint_problem(left, CONFIG) is None
     save_file({"more": torch.zeros(1)}, left / "shards" / "more.safetensors")
     assert find_checkpoint_problem(left, CONFIG) == "shards/more.safetensors does not belong to it"
 
 
-def test_two_are_kept(base: Any, tmp_path: Path) -> None:
-    trained = Trained(base, sharded=True)
+def test_the_two_newest_checkpoints_are_kept(base: Any, tmp_path: Path) -> None:
+    trained = TrainedModel(base, sharded=True)
     for step in (1, 2, 3):
-        trained.checkpointer().save(tmp_path, step)
+        trained.make_checkpointer().save(tmp_path, step)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
 
 
@@ -211,7 +203,7 @@ def test_of_an_adapted_model_only_what_is_written_comes_together(
     base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A frozen model of 7B is 14 GB, its adapters are megabytes."""
-    plain, sharded = Trained(base), Trained(base, sharded=True)
+    plain, sharded = TrainedModel(base), TrainedModel(base, sharded=True)
     gathered: list[int] = []
 
     def counting(value: Any, *, keep: bool = True) -> Any:
@@ -224,4 +216,4 @@ def test_of_an_adapted_model_only_what_is_written_comes_together(
     assert sum(gathered) == sum(parameter.numel() for parameter in plain.parameters)
     for name in ("adapter_model.safetensors", "trained_parts.safetensors"):
         one, other = load_file(tmp_path / "plain" / name), load_file(tmp_path / "sharded" / name)
-        assert equal(one, other) and one
+        assert is_equal(one, other) and one

@@ -18,20 +18,20 @@ from chip_core.training.states import count_images_on_host, pack, pad
 from .. import families
 
 
-def prompts(*rows: list[int]) -> Prompts:
+def make_prompts(*rows: list[int]) -> Prompts:
     ids, mask = pad_rows(rows, 0)
     kinds = torch.where(ids == 9, 1, 0)  # 9 stands for an image's token
     inputs = {"pixel_values": torch.arange(len(rows)), "mm_token_type_ids": kinds}
     return Prompts(ids=ids, mask=mask, inputs=inputs)
 
 
-def responses(*rows: list[int]) -> Responses:
+def make_responses(*rows: list[int]) -> Responses:
     ids, mask = pad_rows(rows, 0)
     return Responses(ids=ids, mask=mask, changed=torch.zeros_like(mask))
 
 
-PROMPTS = prompts([9, 11, 12], [9, 21])
-CHOSEN, REJECTED = responses([13], [22, 23]), responses([14, 15], [24])
+PROMPTS = make_prompts([9, 11, 12], [9, 21])
+CHOSEN, REJECTED = make_responses([13], [22, 23]), make_responses([14, 15], [24])
 BATCH = PairBatch(
     indices=(4, 2), epoch=0, prompts=PROMPTS, chosen=CHOSEN, rejected=REJECTED,
     rejected_image_prompts=None, rejected_image=None,
@@ -62,7 +62,7 @@ def test_a_packed_row_has_no_padding_and_restarts_positions() -> None:
 
 
 def test_rejected_images_lie_behind_all_else() -> None:
-    other = prompts([9, 9, 11, 12], [9, 21])  # of another size, so of other tokens
+    other = make_prompts([9, 9, 11, 12], [9, 21])  # of another size, so of other tokens
     batch = replace(BATCH, rejected_image_prompts=other, rejected_image=CHOSEN)
     row, alone = pack(batch, model=None), pack(BATCH, model=None)
     length = alone.input_ids.shape[1]
@@ -75,7 +75,7 @@ def test_rejected_images_lie_behind_all_else() -> None:
     assert row.predicting[2].tolist() == [length + 3, length + 6, length + 7]
 
 
-class Counted:
+class PositionModel:
     """A model that counts positions as Qwen-VL does: an image's tokens share one, on three axes."""
 
     def get_rope_index(
@@ -86,8 +86,8 @@ class Counted:
 
 
 def test_a_models_own_positions_go_on_from_their_largest() -> None:
-    batch = replace(BATCH, prompts=prompts([9, 9, 9, 11], [9, 21]))
-    row = pack(batch, Counted())
+    batch = replace(BATCH, prompts=make_prompts([9, 9, 9, 11], [9, 21]))
+    row = pack(batch, PositionModel())
     assert row.positions.shape == (3, 1, row.input_ids.shape[1])
     #                                   9  9  9 11 13 14 15  9 21 22 23 24
     assert row.positions[0, 0].tolist() == [0, 0, 0, 1, 2, 2, 3, 0, 1, 2, 3, 2]
@@ -97,24 +97,24 @@ CONFIG = TrialConfig.model_validate({"model": "x"})
 
 
 @pytest.fixture(params=sorted(families.FAMILIES))
-def made(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+def decoder_and_rows(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     model, processor = families.build(request.param)
-    batch = PairEncoder(processor, CONFIG, families.pairs()).encode_batch(range(3))
+    batch = PairEncoder(processor, CONFIG, families.make_pairs()).encode_batch(range(3))
     return get_base_decoder(model), pad(batch.prompts, batch.chosen)
 
 
-def states(inner: Any, rows: Any) -> torch.Tensor:
+def compute_states(inner: Any, rows: Any) -> torch.Tensor:
     with torch.no_grad():
         return inner(
             input_ids=rows.input_ids, attention_mask=rows.attention_mask, **rows.inputs
         ).last_hidden_state
 
 
-def test_states_are_transformers_own(made: tuple[Any, Any]) -> None:
-    inner, rows = made
-    own = states(inner, rows)
+def test_states_are_transformers_own(decoder_and_rows: tuple[Any, Any]) -> None:
+    inner, rows = decoder_and_rows
+    own = compute_states(inner, rows)
     with count_images_on_host(inner, rows.host_ids):
-        assert torch.equal(states(inner, rows), own)
+        assert torch.equal(compute_states(inner, rows), own)
     assert "get_placeholder_mask" not in vars(inner)
 
 
@@ -122,7 +122,7 @@ def test_states_are_transformers_own(made: tuple[Any, Any]) -> None:
 def test_another_number_of_tokens_than_of_features_is_refused(family: str) -> None:
     model, processor = families.build(family)
     inner = get_base_decoder(model)
-    batch = PairEncoder(processor, CONFIG, families.pairs()).encode_batch(range(3))
+    batch = PairEncoder(processor, CONFIG, families.make_pairs()).encode_batch(range(3))
     rows = pad(batch.prompts, batch.chosen)
     fewer = rows.host_ids.clone()
     place = (fewer == inner.config.image_token_id).nonzero()[0].tolist()
@@ -131,4 +131,4 @@ def test_another_number_of_tokens_than_of_features_is_refused(family: str) -> No
         count_images_on_host(inner, fewer),
         pytest.raises(ValueError, match=r"has \d+ image tokens"),
     ):
-        states(inner, rows)
+        compute_states(inner, rows)

@@ -18,7 +18,7 @@ from chip_core.models import loading
 from chip_core.models.parts import group_parameters, set_trained
 from chip_core.training.policy import Policy
 
-from ..plain import plain_loss
+from ..naive_forward import compute_naive_loss
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def base() -> tuple[Any, Any]:
     return model.double(), processor
 
 
-def moved(model: Any) -> Any:
+def make_moved_model(model: Any) -> Any:
     """Return a copy whose weights differ a little, so that no margin is 0."""
     policy = copy.deepcopy(model)
     draw = torch.Generator().manual_seed(3)
@@ -76,8 +76,8 @@ def test_loss_and_gradients_equal_the_plain_ones(
     known = Policy(reference, config.objective).reference_scores(batch)
     head = Policy(reference, config.objective).head
     for how in (lambda p: Policy(p, config.objective)(batch, known, head).loss.mean(),
-                lambda p: plain_loss(p, reference, batch, config, eos)):  # fmt: skip
-        policy = moved(reference)
+                lambda p: compute_naive_loss(p, reference, batch, config, eos)):  # fmt: skip
+        policy = make_moved_model(reference)
         trained = set_trained(policy, config)
         loss = how(policy)
         loss.backward()

@@ -52,7 +52,7 @@ class Case:
     micro_batch: int = 1
     resume: str = ""  # another case's folder
     family: str = "llava"
-    apart: bool = False  # whether every worker has a disk of its own
+    separate_disks: bool = False  # whether every worker has a disk of its own
     steps: int = 20
     loads: str = ""  # "all" or "first": which workers load the weights, from files
     mixed: bool = False  # whether workers are numbered across machines, not machine by machine
@@ -122,8 +122,8 @@ class ListPairs(Pairs):
         return self._pairs[index]
 
 
-def configured(case: Case) -> TrialConfig:
-    """Three pairs a step. One a pass, two workers make two passes each, one of which is empty."""
+def make_config(case: Case) -> TrialConfig:
+    """Make a trial of three pairs a step, one a pass: of two workers' four passes one is empty."""
     changes = CHANGES[case.changes]
     return TrialConfig.model_validate(
         {
@@ -142,23 +142,23 @@ def configured(case: Case) -> TrialConfig:
     )
 
 
-def scored_pairs() -> list[PreferencePair]:
-    """The families' pairs with scores of image and text."""
+def make_scored_pairs() -> list[PreferencePair]:
+    """Make the families' pairs with scores of image and text."""
     return [
         dataclasses.replace(
             pair,
             scores={"image_text_scores/chosen": 0.3 * place, "image_text_scores/rejected": 0.1},
         )
-        for place, pair in enumerate(families.pairs())
+        for place, pair in enumerate(families.make_pairs())
     ]
 
 
-def run(case: Case, out: Path, workers: Workers) -> TrainingResult:
+def run_case(case: Case, out: Path, workers: Workers) -> TrainingResult:
     """Train; leave curves, checkpoints and the model in a folder of the case's name."""
     fsdp._fits_gradients = lambda root, device: case.changes != "each_pass"
-    config = configured(case)
+    config = make_config(case)
     if case.loads:
-        model, processor = loaded(case, config, out / "files" / case.family, workers)
+        model, processor = load_model(case, config, out / "files" / case.family, workers)
     else:
         model, processor = families.build(case.family)
         if case.dtype == "bfloat16":
@@ -167,13 +167,13 @@ def run(case: Case, out: Path, workers: Workers) -> TrainingResult:
             model = model.to(getattr(torch, case.dtype))
     model = attach_adapters(model, config)
     folder = out / case.name
-    if case.apart and not workers.is_main:
+    if case.separate_disks and not workers.is_main:
         folder = out / "elsewhere" / case.name
     trained = train(
         config,
         model=model,
         processor=processor,
-        pairs=ListPairs(scored_pairs()),
+        pairs=ListPairs(make_scored_pairs()),
         folder=folder,
         compute=Compute(workers=workers, parallelism=case.kind),  # type: ignore[arg-type]
         resume_from=out / case.resume if case.resume else None,
@@ -182,7 +182,7 @@ def run(case: Case, out: Path, workers: Workers) -> TrainingResult:
     return trained
 
 
-def loaded(case: Case, config: TrialConfig, folder: Path, workers: Workers) -> tuple[Any, Any]:
+def load_model(case: Case, config: TrialConfig, folder: Path, workers: Workers) -> tuple[Any, Any]:
     """Return (model, processor) as a trial has them: of all workers, or of the first alone."""
     source = config.model.model_copy(update={"path": str(folder)})
     if case.loads == "all" or workers.is_main:
@@ -192,8 +192,8 @@ def loaded(case: Case, config: TrialConfig, folder: Path, workers: Workers) -> t
     return model, processor
 
 
-def curve(out: Path, case: Case) -> list[dict[str, float]]:
-    """A training's figures by step, but for those that are times."""
+def read_curve(out: Path, case: Case) -> list[dict[str, float]]:
+    """Read a training's figures by step, but for those that are times."""
     timed = {"tokens_per_second", "data_wait"}
     return [
         {name: value for name, value in record["figures"].items() if name not in timed}
@@ -201,7 +201,7 @@ def curve(out: Path, case: Case) -> list[dict[str, float]]:
     ]
 
 
-def launch(out: Path, *rounds: tuple[int, Sequence[Case]], within: float = 1200.0) -> None:
+def run_rounds(out: Path, *rounds: tuple[int, Sequence[Case]], within: float = 1200.0) -> None:
     """Run rounds of trainings, each by so many processes, and wait for them."""
     told = [json.dumps([workers, [vars(case) for case in cases]]) for workers, cases in rounds]
     done = subprocess.run(
@@ -223,7 +223,7 @@ def main(out: Path, rounds: Sequence[tuple[int, Sequence[Case]]]) -> None:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         started = [
-            forked.Process(target=work, args=(out, cases, rank, workers, port), daemon=True)
+            forked.Process(target=run_worker, args=(out, cases, rank, workers, port), daemon=True)
             for rank in range(workers)
         ]
         for process in started:
@@ -235,7 +235,7 @@ def main(out: Path, rounds: Sequence[tuple[int, Sequence[Case]]]) -> None:
                     sys.exit(1)  # which ends the others
 
 
-def work(out: Path, cases: Sequence[Case], rank: int, workers: int, port: int) -> None:
+def run_worker(out: Path, cases: Sequence[Case], rank: int, workers: int, port: int) -> None:
     """Be one of the workers."""
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(workers), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
@@ -244,7 +244,7 @@ def work(out: Path, cases: Sequence[Case], rank: int, workers: int, port: int) -
     with join_workers() as joined:
         for case in cases:  # two on each machine
             os.environ["GROUP_RANK"] = str(rank % 2 if case.mixed else rank // 2)
-            run(case, out, joined)
+            run_case(case, out, joined)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ sys.exit(3)
 """
 
 
-def ended(end: str) -> tuple[int, str]:
+def run_and_exit(end: str) -> tuple[int, str]:
     command = [sys.executable, "-c", SPOILT.format(end=end)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout
 
 
 def test_a_library_that_crashes_at_the_end_does_not_change_the_code() -> None:
-    assert ended("") == (-11, "done\n")  # by SIGSEGV
-    assert ended("exit_before_native_cleanup(lambda: 3)") == (3, "done\n")
+    assert run_and_exit("") == (-11, "done\n")  # by SIGSEGV
+    assert run_and_exit("exit_before_native_cleanup(lambda: 3)") == (3, "done\n")

@@ -166,12 +166,12 @@ def test_what_led_to_an_error_may_be_a_full_disk() -> None:
     assert not is_disk_full(OSError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
-def mode(path: Path) -> int:
+def get_mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
 @pytest.fixture(autouse=True)
-def _open_mask() -> object:
+def _permissive_umask() -> object:
     before = os.umask(0)  # nothing is taken away by chance
     yield
     os.umask(before)
@@ -179,22 +179,22 @@ def _open_mask() -> object:
 
 def test_a_new_folder_is_its_owner_s(tmp_path: Path) -> None:
     make_private(tmp_path / "a" / "b")
-    assert mode(tmp_path / "a" / "b") == 0o700
+    assert get_mode(tmp_path / "a" / "b") == 0o700
 
 
 def test_a_folder_that_is_there_is_let_be(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir(mode=0o755)
     make_private(tmp_path / "a")
-    assert mode(tmp_path / "a") == 0o755
+    assert get_mode(tmp_path / "a") == 0o755
 
 
 def test_a_private_file_and_its_new_folder_are_closed(tmp_path: Path) -> None:
     folder = tmp_path / "keys"
     write_private(folder / "token", "secret")
-    assert (mode(folder), mode(folder / "token")) == (0o700, 0o600)
+    assert (get_mode(folder), get_mode(folder / "token")) == (0o700, 0o600)
     assert (folder / "token").read_text() == "secret"
     write_private_json(folder / "token", {"a": 1})
-    assert (mode(folder / "token"), list(folder.iterdir())) == (0o600, [folder / "token"])
+    assert (get_mode(folder / "token"), list(folder.iterdir())) == (0o600, [folder / "token"])
 
 
 def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:

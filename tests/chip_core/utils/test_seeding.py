@@ -12,7 +12,7 @@ from chip_core.utils.seeding import seed_process
 
 
 @pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
+def _restored_state() -> Iterator[None]:
     """Put back what is the process's."""
     filled = torch.utils.deterministic.fill_uninitialized_memory
     yield

@@ -12,17 +12,20 @@ import pytest
 from chip_core.utils.threads import map_values
 
 
-def made(value: int) -> tuple[int, str]:
+def square_slowly(value: int) -> tuple[int, str]:
     time.sleep(0.002 * (value % 3))
     return value**2, threading.current_thread().name
 
 
-def pairs(count: int) -> Iterator[tuple[str, int]]:
+def iter_keyed_numbers(count: int) -> Iterator[tuple[str, int]]:
     return ((f"key {number}", number) for number in range(count))
 
 
 def test_keys_come_with_what_their_values_make_in_order() -> None:
-    alone, shared = list(map_values(made, pairs(50))), list(map_values(made, pairs(50), 3))
+    alone, shared = (
+        list(map_values(square_slowly, iter_keyed_numbers(50))),
+        list(map_values(square_slowly, iter_keyed_numbers(50), 3)),
+    )
     expected = [(f"key {number}", number**2) for number in range(50)]
     assert [(key, square) for key, (square, _) in alone] == expected
     assert [(key, square) for key, (square, _) in shared] == expected
@@ -31,7 +34,7 @@ def test_keys_come_with_what_their_values_make_in_order() -> None:
     assert here not in {maker for _, (_, maker) in shared}
 
 
-def test_few_are_taken_ahead() -> None:
+def test_few_inputs_are_taken_ahead_of_the_results() -> None:
     taken: list[int] = []
 
     def noted() -> Iterator[tuple[int, int]]:
@@ -39,7 +42,7 @@ def test_few_are_taken_ahead() -> None:
             taken.append(number)
             yield number, number
 
-    values = map_values(made, noted(), 2)
+    values = map_values(square_slowly, noted(), 2)
     assert next(values)[0] == 0
     assert len(taken) == 8  # four a thread
 
@@ -52,7 +55,7 @@ def test_what_one_raises_is_raised_in_its_place() -> None:
 
     found = []
     with pytest.raises(ValueError, match="20"):
-        for key, _ in map_values(fails, pairs(40), 2):
+        for key, _ in map_values(fails, iter_keyed_numbers(40), 2):
             found.append(key)
     assert found == [f"key {number}" for number in range(20)]
 
@@ -65,7 +68,7 @@ def test_who_stops_early_leaves_no_thread_and_no_filter() -> None:
         return value
 
     before = list(warnings.filters)
-    values = map_values(quiet, pairs(200), 4)
+    values = map_values(quiet, iter_keyed_numbers(200), 4)
     assert [next(values)[0] for _ in range(50)][-1] == "key 49"
     values.close()  # type: ignore[attr-defined]
     assert list(warnings.filters) == before

@@ -7,16 +7,23 @@ from scipy import stats
 from orchestrator.analysis import contrast, pseudo_values, report_pool, seed_correlation
 
 
-def rows(*ones, units=10):
-    """Binary values: row s has that many ones, then zeros."""
+def make_rows(*ones, units=10):
+    """Make binary values: row s has that many ones, then zeros."""
     return [[1] * count + [0] * (units - count) for count in ones]
 
 
 # Seed means ·10: (0, 1, 2), (1, 1, 1), (1, 1, 1), (9, 1, 5), (1, 2, 1), (1, 1, 2)
-LOUD = [rows(0, 1, 2), rows(1, 1, 1), rows(1, 1, 1), rows(9, 1, 5), rows(1, 2, 1), rows(1, 1, 2)]
+LOUD = [
+    make_rows(0, 1, 2),
+    make_rows(1, 1, 1),
+    make_rows(1, 1, 1),
+    make_rows(9, 1, 5),
+    make_rows(1, 2, 1),
+    make_rows(1, 1, 2),
+]
 
 
-def test_guard_by_hand():
+def test_the_guard_against_heterogeneity_fires_by_hand():
     found = contrast(LOUD, [-1, 0, 0, 1, 0, 0], blocked=True)
     # D̄_s = 0.9, 0, 0.3, mean 0.4: var (0.25 + 0.16 + 0.01)/2 = 0.21; V_own = 0.21/3 = 0.07
     # The four others, blocked: Σ = 0.0166667 − rows 0.0033333 − seeds 0.0016667 = 0.0116667,
@@ -61,7 +68,10 @@ def test_one_seed_everywhere_by_hand():
 
 
 def test_one_seed_gives_no_p_even_with_a_delta():
-    assert contrast([rows(5), rows(5)], [1, -1], blocked=False, delta=9.0).p_equivalence is None
+    assert (
+        contrast([make_rows(5), make_rows(5)], [1, -1], blocked=False, delta=9.0).p_equivalence
+        is None
+    )
 
 
 def test_no_item_outcomes_by_hand():
@@ -99,7 +109,7 @@ def test_a_one_seed_cell_borrows_the_others_variance():
 
 
 def test_a_one_seed_cell_takes_the_pools_mean_residual():
-    cells = [rows(3, 5), rows(4), [[0, 1] * 5, [1, 0] * 5]]
+    cells = [make_rows(3, 5), make_rows(4), [[0, 1] * 5, [1, 0] * 5]]
     found = contrast(cells, [-1, 1, 0], blocked=False)
     # Residual squares: the first cell's rows differ in 2 of 10: r = ±(difference − 0.2)/2,
     # Σr² = Σ(d − 0.2)²/2 = (2·0.64 + 8·0.04)/2 = 0.8; the third's d = ±1: 10/2 = 5; both /9.
@@ -118,15 +128,15 @@ def test_welch_when_the_guard_takes_the_contrasts_own_scatter():
 
 
 def test_fewer_than_four_cells_or_an_incomplete_block_are_unblocked():
-    four = [rows(1, 3), rows(2, 4), rows(3, 5), rows(4, 7)]
+    four = [make_rows(1, 3), make_rows(2, 4), make_rows(3, 5), make_rows(4, 7)]
     assert contrast(four, [1, -1, 0, 0], blocked=True).blocked
     assert not contrast(four, [1, -1, 0, 0], blocked=False).blocked
     assert not contrast(four[:3], [1, -1, 0], blocked=True).blocked
-    assert not contrast([*four, rows(1, 2, 3)], [1, -1, 0, 0, 0], blocked=True).blocked
+    assert not contrast([*four, make_rows(1, 2, 3)], [1, -1, 0, 0, 0], blocked=True).blocked
     # A cell that takes no part does not break the block.
     aside = [True] * 4 + [False]
-    assert contrast([*four, rows(1, 2, 3)], [1, -1, 0, 0, 0], blocked=True, pool=aside).blocked
-    assert contrast([*four, rows(1)], [1, -1, 0, 0, 0], blocked=True).blocked
+    assert contrast([*four, make_rows(1, 2, 3)], [1, -1, 0, 0, 0], blocked=True, pool=aside).blocked
+    assert contrast([*four, make_rows(1)], [1, -1, 0, 0, 0], blocked=True).blocked
 
 
 def test_blocking_takes_out_what_a_seed_does_to_all_cells():
@@ -167,15 +177,15 @@ def test_alpha_is_the_intervals():
     [
         ([], [], {}, "at least one cell"),
         ([[1, 2], [1, 2]], [1, -1], {}, "1 dimensions"),
-        ([rows(1), rows(1, units=9)], [1, -1], {}, "number of units"),
-        ([rows(1), [[math.nan] * 10]], [1, -1], {}, r"values\[1\] is not finite"),
-        ([rows(1), rows(2)], [1, -1, 0], {}, "for 2 cells"),
-        ([rows(1), rows(2)], [1, -0.9], {}, "add up to 0.1"),
-        ([rows(1), rows(2)], [0, 0], {}, "nothing to compare"),
-        ([rows(1), rows(2)], [1, -1], {"pool": [True]}, "no mask"),
-        ([rows(1), rows(2)], [1, -1], {"pool": [0, 1]}, "no mask"),
-        ([rows(1), rows(2)], [1, -1], {"delta": 0}, "above 0"),
-        ([rows(1), rows(2)], [1, -1], {"alpha": 5}, "probability"),
+        ([make_rows(1), make_rows(1, units=9)], [1, -1], {}, "number of units"),
+        ([make_rows(1), [[math.nan] * 10]], [1, -1], {}, r"values\[1\] is not finite"),
+        ([make_rows(1), make_rows(2)], [1, -1, 0], {}, "for 2 cells"),
+        ([make_rows(1), make_rows(2)], [1, -0.9], {}, "add up to 0.1"),
+        ([make_rows(1), make_rows(2)], [0, 0], {}, "nothing to compare"),
+        ([make_rows(1), make_rows(2)], [1, -1], {"pool": [True]}, "no mask"),
+        ([make_rows(1), make_rows(2)], [1, -1], {"pool": [0, 1]}, "no mask"),
+        ([make_rows(1), make_rows(2)], [1, -1], {"delta": 0}, "above 0"),
+        ([make_rows(1), make_rows(2)], [1, -1], {"alpha": 5}, "probability"),
     ],
 )
 def test_what_is_no_contrast_is_refused(values, weights, options, said):
@@ -193,23 +203,29 @@ def test_seed_correlation_by_hand():
     assert seed_correlation([[[1], [1]], [[2], [2]]]) is None
 
 
-def level(*percents, seeds=2):
+def make_constant_cells(*percents, seeds=2):
     return [np.full((seeds, 1), float(percent)) for percent in percents]
 
 
 def test_report_pool():
-    cells = level(20, 30, 13, 49, 60, 5)
+    cells = make_constant_cells(20, 30, 13, 49, 60, 5)
     # The contrast's mean is 25: kept from 12.5 to 50, and the contrast's own cells.
     assert report_pool(cells, [-1, 1, 0, 0, 0, 0]).tolist() == [True] * 4 + [False] * 2
-    assert report_pool(level(1, 49, 25, 24, 9), [-1, 1, 0, 0, 0]).tolist() == [True] * 4 + [False]
+    assert report_pool(make_constant_cells(1, 49, 25, 24, 9), [-1, 1, 0, 0, 0]).tolist() == [
+        True
+    ] * 4 + [False]
     # Fewer than two others left: all.
-    assert report_pool(level(20, 30, 13, 60), [-1, 1, 0, 0]).all()
+    assert report_pool(make_constant_cells(20, 30, 13, 60), [-1, 1, 0, 0]).all()
     collapsed = [False, False, False, True, False, False]
     assert report_pool(cells, [-1, 1, 0, 0, 0, 0], collapsed=collapsed).all()
-    one_seed = [*level(20, 30, 13), *level(49, seeds=1), *level(60)]
+    one_seed = [
+        *make_constant_cells(20, 30, 13),
+        *make_constant_cells(49, seeds=1),
+        *make_constant_cells(60),
+    ]
     assert report_pool(one_seed, [-1, 1, 0, 0, 0]).all()
     # Below one point: all.
-    assert report_pool(level(0.4, 0.8, 0.6, 0.6, 60), [-1, 1, 0, 0, 0]).all()
+    assert report_pool(make_constant_cells(0.4, 0.8, 0.6, 0.6, 60), [-1, 1, 0, 0, 0]).all()
     fractions = [cell / 100 for cell in cells]
     assert report_pool(fractions, [-1, 1, 0, 0, 0, 0]).all()
     assert not report_pool(fractions, [-1, 1, 0, 0, 0, 0], point=0.01).all()

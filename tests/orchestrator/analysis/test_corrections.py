@@ -25,10 +25,15 @@ def test_a_later_p_pulls_an_earlier_one_down_under_benjamini_hochberg():
 
 @pytest.mark.parametrize("correct", [holm, benjamini_hochberg])
 def test_a_missing_p_stays_missing_and_is_not_counted(correct):
-    assert correct([None, 0.01, float("nan"), 0.02]) == [None, *_two(correct)[:1], None, 0.02]
+    assert correct([None, 0.01, float("nan"), 0.02]) == [
+        None,
+        *_correct_two(correct)[:1],
+        None,
+        0.02,
+    ]
 
 
-def _two(correct):
+def _correct_two(correct):
     return correct([0.01, 0.02])
 
 

@@ -18,34 +18,36 @@ RNG = np.random.default_rng(0)
 FRAME = {"objective": "dpo", "encoder": "frozen"}
 
 
-def arm(objective, encoder, seeds=(0, 1, 2), **more):
+def make_arm(objective, encoder, seeds=(0, 1, 2), **more):
     cell = {"objective": objective, "encoder": encoder}
     return StudyArm(name=f"{objective}, {encoder}", cells=(cell,), seeds=seeds, **more)
 
 
-GRID = tuple(arm(o, e) for o in ("dpo", "chip") for e in ("frozen", "trained"))
+GRID = tuple(make_arm(o, e) for o in ("dpo", "chip") for e in ("frozen", "trained"))
 
 
-def figures(*rows, goal="maximize", **more):
+def make_results(*rows, goal="maximize", **more):
     return MetricResults(goal=goal, figures=tuple(np.array(row, float) for row in rows), **more)
 
 
-def study(metric, arms=GRID, baseline=None, **more):
+def make_study(metric, arms=GRID, baseline=None, **more):
     return StudyResults(arms=arms, baseline=baseline or FRAME, metrics={"m": metric}, **more)
 
 
-def around(mean, spread=0.1):
+def spread_around(mean, spread=0.1):
     return [mean - spread, mean, mean + spread]
 
 
-def reordered(mean, spread=0.1):
-    """The same scatter, in another order of the seeds."""
+def spread_reordered(mean, spread=0.1):
+    """Return the same scatter, in another order of the seeds."""
     return [mean, mean + spread, mean - spread]
 
 
 def test_arms_against_the_baseline():
-    metric = figures(around(50), reordered(53), reordered(47), around(50.01))
-    found = compare_with_baseline(study(metric), "m")
+    metric = make_results(
+        spread_around(50), spread_reordered(53), spread_reordered(47), spread_around(50.01)
+    )
+    found = compare_with_baseline(make_study(metric), "m")
     assert [one.name for one in found] == ["dpo, trained", "chip, frozen", "chip, trained"]
     assert found[0].changes == {"encoder": ("frozen", "trained")}
     assert found[2].changes == {"objective": ("dpo", "chip"), "encoder": ("frozen", "trained")}
@@ -61,20 +63,20 @@ def test_arms_against_the_baseline():
 
 
 def test_goal_turns_better_into_worse():
-    rows = (around(50), reordered(53), reordered(47), around(50))
-    found = compare_with_baseline(study(figures(*rows, goal="minimize")), "m")
+    rows = (spread_around(50), spread_reordered(53), spread_reordered(47), spread_around(50))
+    found = compare_with_baseline(make_study(make_results(*rows, goal="minimize")), "m")
     assert [one.verdict for one in found[:2]] == [Verdict.WORSE, Verdict.BETTER]
 
 
 def test_verdicts_with_a_smallest_difference():
-    rows = (around(50), reordered(53), reordered(47), around(50.01))
-    wide = compare_with_baseline(study(figures(*rows, smallest_difference=5.0)), "m")
+    rows = (spread_around(50), spread_reordered(53), spread_reordered(47), spread_around(50.01))
+    wide = compare_with_baseline(make_study(make_results(*rows, smallest_difference=5.0)), "m")
     assert [one.verdict for one in wide] == [
         Verdict.BETTER_BELOW_DELTA,
         Verdict.WORSE_BELOW_DELTA,
         Verdict.NO_CLEAR_DIFFERENCE,
     ]
-    slim = compare_with_baseline(study(figures(*rows, smallest_difference=0.05)), "m")
+    slim = compare_with_baseline(make_study(make_results(*rows, smallest_difference=0.05)), "m")
     assert [one.verdict for one in slim] == [
         Verdict.BETTER,
         Verdict.WORSE,
@@ -89,49 +91,58 @@ def test_too_few_items_where_seeds_agree():
     metric = MetricResults(
         goal="maximize", numerators=tuple(np.tile(row, (3, 1)) for row in answers), scale=100
     )
-    found = compare_with_baseline(study(metric), "m")
+    found = compare_with_baseline(make_study(metric), "m")
     assert {one.verdict for one in found} == {Verdict.TOO_FEW_ITEMS}
 
 
 def test_one_seed_everywhere_has_an_interval_and_no_better_or_worse():
-    arms = tuple(arm(o, e, seeds=(0,)) for o in ("dpo", "chip") for e in ("frozen", "trained"))
+    arms = tuple(make_arm(o, e, seeds=(0,)) for o in ("dpo", "chip") for e in ("frozen", "trained"))
     right = [np.zeros((1, 40)), np.ones((1, 40)), RNG.integers(0, 2, (1, 40)), np.ones((1, 40))]
     metric = MetricResults(goal="maximize", numerators=tuple(right), smallest_difference=0.01)
-    found = compare_with_baseline(study(metric, arms), "m")
+    found = compare_with_baseline(make_study(metric, arms), "m")
     assert {one.verdict for one in found} == {Verdict.ITEMS_ONLY}
     assert all(one.p_adjusted is None for one in found)
     assert found[1].contrast.interval is not None
     assert (
-        compare_with_baseline(study(figures([1], [2], [3], [4]), arms), "m")[0].verdict
+        compare_with_baseline(make_study(make_results([1], [2], [3], [4]), arms), "m")[0].verdict
         is Verdict.NO_TEST
     )
 
 
 def test_no_test_where_nothing_varies():
-    found = compare_with_baseline(study(figures([5] * 3, [6] * 3, [5] * 3, [5] * 3)), "m")
+    found = compare_with_baseline(make_study(make_results([5] * 3, [6] * 3, [5] * 3, [5] * 3)), "m")
     assert {one.verdict for one in found} == {Verdict.NO_TEST}
 
 
 def test_a_missing_p_is_not_counted_in_the_family():
     # Of the two main effects one is not estimable: the family is the other.
-    arms = (*GRID[:2], arm("chip", "other"))
-    found = main_effects(study(figures(around(50), reordered(53), reordered(47)), arms), "m")
+    arms = (*GRID[:2], make_arm("chip", "other"))
+    found = main_effects(
+        make_study(
+            make_results(spread_around(50), spread_reordered(53), spread_reordered(47)), arms
+        ),
+        "m",
+    )
     assert [one.verdict is Verdict.NOT_ESTIMABLE for one in found] == [True, False, True]
     assert found[1].p_adjusted == found[1].contrast.p
 
 
 def test_exploratory_corrects_by_the_false_discovery_rate():
-    metric = figures(around(50, 1), reordered(53, 1), reordered(47, 1), around(52, 1))
-    strict = compare_with_baseline(study(metric), "m")
-    loose = compare_with_baseline(study(metric, exploratory=True), "m")
+    metric = make_results(
+        spread_around(50, 1), spread_reordered(53, 1), spread_reordered(47, 1), spread_around(52, 1)
+    )
+    strict = compare_with_baseline(make_study(metric), "m")
+    loose = compare_with_baseline(make_study(metric, exploratory=True), "m")
     assert [one.p_adjusted for one in loose] != [one.p_adjusted for one in strict]
     pairs = zip(loose, strict, strict=True)
     assert all(one.p_adjusted <= other.p_adjusted for one, other in pairs)
 
 
 def test_main_effects_and_interaction_of_a_grid():
-    metric = figures(around(50), reordered(52), reordered(55), around(60))
-    results = study(metric)
+    metric = make_results(
+        spread_around(50), spread_reordered(52), spread_reordered(55), spread_around(60)
+    )
+    results = make_study(metric)
     objective, encoder = main_effects(results, "m")
     assert objective.name == "objective: dpo → chip"
     assert objective.weights == (-0.5, -0.5, 0.5, 0.5)
@@ -148,7 +159,9 @@ def test_main_effects_and_interaction_of_a_grid():
 
 def test_effects_use_the_combinations_that_exist():
     three = (*GRID[:3],)
-    results = study(figures(around(50), reordered(52), reordered(55)), three)
+    results = make_study(
+        make_results(spread_around(50), spread_reordered(52), spread_reordered(55)), three
+    )
     objective, encoder = main_effects(results, "m")
     assert objective.weights == (-1.0, 0.0, 1.0)
     assert (objective.used, objective.combinations) == (1, 2)
@@ -162,7 +175,9 @@ def test_effects_use_the_combinations_that_exist():
 
 def test_an_effect_without_a_single_pair_is_not_estimable():
     corners = (GRID[0], GRID[3])
-    found = main_effects(study(figures(around(50), reordered(52)), corners), "m")
+    found = main_effects(
+        make_study(make_results(spread_around(50), spread_reordered(52)), corners), "m"
+    )
     assert [one.verdict for one in found] == [Verdict.NOT_ESTIMABLE] * 2
 
 
@@ -175,8 +190,8 @@ def test_cells_that_are_one_trial_are_no_pair():
         StudyArm(name="chip, 1", cells=(cell("chip", "1"),), seeds=(0, 1, 2)),
         StudyArm(name="chip, 2", cells=(cell("chip", "2"),), seeds=(0, 1, 2)),
     )
-    metric = figures(around(50), reordered(52), reordered(56))
-    results = study(metric, arms, baseline=cell("dpo", "1"))
+    metric = make_results(spread_around(50), spread_reordered(52), spread_reordered(56))
+    results = make_study(metric, arms, baseline=cell("dpo", "1"))
     objective, weight = main_effects(results, "m")
     assert objective.weights == (-1.0, 0.5, 0.5)
     assert weight.weights == (0.0, -1.0, 1.0)  # under dpo it can have no effect
@@ -189,7 +204,7 @@ def test_a_factor_with_three_levels_is_compared_level_by_level():
     arms = tuple(
         StudyArm(name=level, cells=({"t": level},), seeds=(0, 1)) for level in ("500", "100", "900")
     )
-    results = study(figures([1, 2], [2, 2], [3, 5]), arms, baseline={"t": "500"})
+    results = make_study(make_results([1, 2], [2, 2], [3, 5]), arms, baseline={"t": "500"})
     assert [one.changes["t"] for one in main_effects(results, "m")] == [
         ("500", "100"),
         ("500", "900"),
@@ -198,19 +213,28 @@ def test_a_factor_with_three_levels_is_compared_level_by_level():
 
 
 def test_seeds_that_are_not_the_same_are_not_blocked():
-    rows = (around(50), reordered(53), reordered(47), around(50))
-    other = (*GRID[:3], arm("chip", "trained", seeds=(0, 1, 3)))
-    assert compare_with_baseline(study(figures(*rows)), "m")[0].contrast.blocked
-    assert not compare_with_baseline(study(figures(*rows), other), "m")[0].contrast.blocked
-    plain = study(figures(*rows), common_random_numbers=False)
+    rows = (spread_around(50), spread_reordered(53), spread_reordered(47), spread_around(50))
+    other = (*GRID[:3], make_arm("chip", "trained", seeds=(0, 1, 3)))
+    assert compare_with_baseline(make_study(make_results(*rows)), "m")[0].contrast.blocked
+    assert not compare_with_baseline(make_study(make_results(*rows), other), "m")[
+        0
+    ].contrast.blocked
+    plain = make_study(make_results(*rows), common_random_numbers=False)
     assert not compare_with_baseline(plain, "m")[0].contrast.blocked
 
 
 def test_the_reports_pool_is_used():
-    arms = (*GRID, arm("other", "frozen"), arm("third", "frozen", collapsed=True))
-    rows = (around(50), reordered(52), reordered(47), around(50), around(5, 3), reordered(50, 40))
-    metric = figures(*rows)
-    found = compare_with_baseline(study(metric, arms), "m")[0]
+    arms = (*GRID, make_arm("other", "frozen"), make_arm("third", "frozen", collapsed=True))
+    rows = (
+        spread_around(50),
+        spread_reordered(52),
+        spread_reordered(47),
+        spread_around(50),
+        spread_around(5, 3),
+        spread_reordered(50, 40),
+    )
+    metric = make_results(*rows)
+    found = compare_with_baseline(make_study(metric, arms), "m")[0]
     mask = report_pool(metric.values, found.weights, collapsed=[False] * 5 + [True])
     assert mask.tolist() == [True] * 4 + [False] * 2
     assert found.contrast == contrast(metric.values, found.weights, blocked=True, pool=mask)
@@ -224,26 +248,31 @@ def test_metrics_of_items_are_in_the_shown_unit():
 
 
 def test_results_that_do_not_fit_are_refused():
-    rows = figures(around(1), around(2), around(3), around(4))
+    rows = make_results(spread_around(1), spread_around(2), spread_around(3), spread_around(4))
     with pytest.raises(ValueError, match="not a cell of any arm"):
-        study(rows, baseline={"objective": "kto", "encoder": "frozen"})
+        make_study(rows, baseline={"objective": "kto", "encoder": "frozen"})
     with pytest.raises(ValueError, match="is in two arms"):
-        study(rows, (*GRID[:3], GRID[0]))
+        make_study(rows, (*GRID[:3], GRID[0]))
     with pytest.raises(ValueError, match="ascending"):
-        study(rows, (*GRID[:3], arm("chip", "trained", seeds=(1, 0, 2))))
+        make_study(rows, (*GRID[:3], make_arm("chip", "trained", seeds=(1, 0, 2))))
     with pytest.raises(ValueError, match="do not fit"):
-        study(figures(around(1), around(2), around(3), [4, 5]))
+        make_study(make_results(spread_around(1), spread_around(2), spread_around(3), [4, 5]))
     with pytest.raises(ValueError, match="either item outcomes or figures"):
-        study(MetricResults(goal="maximize"))
+        make_study(MetricResults(goal="maximize"))
     with pytest.raises(ValueError, match="did you mean 'm'|choices: m"):
-        compare_with_baseline(study(rows), "mm")
+        compare_with_baseline(make_study(rows), "mm")
 
 
 def test_a_placebo_is_a_family_of_its_own_and_changes_no_other_comparison():
-    rows = [around(50, 1), reordered(53, 1), reordered(47, 1), around(52, 1)]
+    rows = [
+        spread_around(50, 1),
+        spread_reordered(53, 1),
+        spread_reordered(47, 1),
+        spread_around(52, 1),
+    ]
     placebo = StudyArm(name="placebo", cells=(), seeds=(10, 11, 12), placebo=True)
-    without = study(figures(*rows))
-    having = study(figures(*rows, reordered(50, 1)), (*GRID, placebo))
+    without = make_study(make_results(*rows))
+    having = make_study(make_results(*rows, spread_reordered(50, 1)), (*GRID, placebo))
     *others, own = compare_with_baseline(having, "m")
     assert tuple(others) != () and not any(one.placebo for one in others)
     for one, other in zip(others, compare_with_baseline(without, "m"), strict=True):

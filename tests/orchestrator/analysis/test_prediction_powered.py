@@ -25,7 +25,7 @@ def reference_estimate(
     judged: list[float],
     paired: bool,
 ) -> Any:
-    """The formulas of the module's head, a sum at a time. Returns λ, value and half width."""
+    """Compute λ, value and half width by the formulas of the module's head, sum by sum."""
 
     def mean(values: list[float]) -> float:
         return math.fsum(values) / len(values)
@@ -64,7 +64,7 @@ def reference_estimate(
 
 @pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("answers", [1, 3])
-def test_it_is_the_slow_reference(answers: int, paired: bool) -> None:
+def test_the_estimate_equals_the_slow_reference(answers: int, paired: bool) -> None:
     random = np.random.default_rng(answers)
     of_answers = random.integers(0, 7, size=(answers, 40)).astype(float)
     items = of_answers.mean(axis=0)

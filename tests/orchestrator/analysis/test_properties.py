@@ -9,8 +9,8 @@ from orchestrator.analysis import contrast
 
 
 @st.composite
-def studies(draw):
-    """Values of four or five cells with random effects of seed and item, and a weight vector."""
+def draw_studies(draw):
+    """Draw values of four or five cells with random effects, and a weight vector."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     cells, units = draw(st.integers(4, 5)), draw(st.integers(1, 15))
     seeds = [draw(st.integers(1, 4))] * cells
@@ -25,13 +25,13 @@ def studies(draw):
 FIGURES = ("v_seed", "v_item", "v_res", "variance", "df", "p", "seed_share")
 
 
-def same(one, other):
+def is_close(one, other):
     return (one is None) == (other is None) and (
         one is None or math.isclose(one, other, rel_tol=1e-6)
     )
 
 
-@given(studies(), st.integers(-3000, 3000).map(lambda thousandth: thousandth / 1000))
+@given(draw_studies(), st.integers(-3000, 3000).map(lambda thousandth: thousandth / 1000))
 def test_the_estimate_is_linear_in_the_weights(study, factor):
     values, weights, blocked = study
     other = np.roll(weights, 1) * factor
@@ -42,7 +42,7 @@ def test_the_estimate_is_linear_in_the_weights(study, factor):
     assert whole == pytest.approx(sum(parts), abs=1e-9)
 
 
-@given(studies(), st.randoms())
+@given(draw_studies(), st.randoms())
 def test_the_order_of_items_and_of_cells_changes_nothing(study, random):
     values, weights, blocked = study
     items, cells = list(range(values[0].shape[1])), list(range(len(values)))
@@ -52,10 +52,10 @@ def test_the_order_of_items_and_of_cells_changes_nothing(study, random):
     other = contrast([values[c][:, items] for c in cells], weights[cells], blocked=blocked)
     assert one.estimate == pytest.approx(other.estimate, abs=1e-9)
     assert one.guard == other.guard
-    assert all(same(getattr(one, name), getattr(other, name)) for name in FIGURES)
+    assert all(is_close(getattr(one, name), getattr(other, name)) for name in FIGURES)
 
 
-@given(studies(), st.sampled_from([-100.0, -1.0, 0.01, 100.0]))
+@given(draw_studies(), st.sampled_from([-100.0, -1.0, 0.01, 100.0]))
 def test_scaling_the_values_scales_estimate_and_error(study, scale):
     values, weights, blocked = study
     one = contrast(values, weights, blocked=blocked)
@@ -63,10 +63,10 @@ def test_scaling_the_values_scales_estimate_and_error(study, scale):
     assert other.estimate == pytest.approx(one.estimate * scale, abs=1e-9 * abs(scale))
     if one.se is not None:
         assert other.se == pytest.approx(one.se * abs(scale))
-    assert all(same(getattr(one, name), getattr(other, name)) for name in ("df", "p"))
+    assert all(is_close(getattr(one, name), getattr(other, name)) for name in ("df", "p"))
 
 
-@given(studies())
+@given(draw_studies())
 def test_identical_cells_do_not_differ(study):
     values, _, blocked = study
     cells = [values[0], values[0], *values[2:]]
@@ -75,7 +75,7 @@ def test_identical_cells_do_not_differ(study):
     assert found.p in (None, 1.0)
 
 
-@given(studies())
+@given(draw_studies())
 def test_the_variance_is_no_less_than_either_source(study):
     values, weights, blocked = study
     found = contrast(values, weights, blocked=blocked)

@@ -31,13 +31,15 @@ def load_example(name: str) -> Tree:
     return loaded
 
 
-def problems(tree: Tree, folder: Path, need: ResourceNeed | None = None) -> list[tuple[str, str]]:
+def find_problems(
+    tree: Tree, folder: Path, need: ResourceNeed | None = None
+) -> list[tuple[str, str]]:
     path = folder / "cluster.yaml"
     path.write_text(yaml.safe_dump(tree))
     return [(each.key, each.message) for each in check_cluster(path, need).problems]
 
 
-def replaced(tree: Tree, key: str, old: str, new: str) -> None:
+def replace_text(tree: Tree, key: str, old: str, new: str) -> None:
     before = json.dumps(tree[key])
     tree[key] = json.loads(before.replace(old, new))
     assert json.dumps(tree[key]) != before
@@ -52,7 +54,7 @@ def spoil_type(tree: Tree) -> None:
 
 
 def spoil_token(tree: Tree) -> None:
-    replaced(tree, "worker_start_ray_commands", "RAY_AUTH_MODE=token ", "")
+    replace_text(tree, "worker_start_ray_commands", "RAY_AUTH_MODE=token ", "")
 
 
 def spoil_making(tree: Tree) -> None:
@@ -64,11 +66,13 @@ def spoil_syncing(tree: Tree) -> None:
 
 
 def spoil_path(tree: Tree) -> None:
-    replaced(tree, "worker_start_ray_commands", "/opt/chip-ablate/.venv/bin/ray start", "ray start")
+    replace_text(
+        tree, "worker_start_ray_commands", "/opt/chip-ablate/.venv/bin/ray start", "ray start"
+    )
 
 
 def spoil_dashboard(tree: Tree) -> None:
-    replaced(tree, "head_start_ray_commands", "host=127.0.0.1", "host=0.0.0.0")
+    replace_text(tree, "head_start_ray_commands", "host=127.0.0.1", "host=0.0.0.0")
 
 
 def spoil_mlflow(tree: Tree) -> None:
@@ -76,7 +80,7 @@ def spoil_mlflow(tree: Tree) -> None:
 
 
 def spoil_driver(tree: Tree) -> None:
-    replaced(tree, "head_start_ray_commands", "chip_driver", "other")
+    replace_text(tree, "head_start_ray_commands", "chip_driver", "other")
 
 
 def spoil_workers_driver(tree: Tree) -> None:
@@ -84,16 +88,16 @@ def spoil_workers_driver(tree: Tree) -> None:
 
 
 def spoil_resources(tree: Tree) -> None:
-    replaced(tree, "head_start_ray_commands", '{\\"chip_driver\\": 64}', "chip_driver=64")
+    replace_text(tree, "head_start_ray_commands", '{\\"chip_driver\\": 64}', "chip_driver=64")
 
 
 def spoil_autoscaler(tree: Tree) -> None:
-    replaced(tree, "head_start_ray_commands", "RAY_enable_autoscaler_v2=0 ", "")
+    replace_text(tree, "head_start_ray_commands", "RAY_enable_autoscaler_v2=0 ", "")
 
 
 def spoil_bootstrap(tree: Tree) -> None:
     old = "--autoscaling-config=~/ray_bootstrap_config.yaml"
-    replaced(tree, "head_start_ray_commands", old, "")
+    replace_text(tree, "head_start_ray_commands", old, "")
 
 
 def spoil_workdir(tree: Tree) -> None:
@@ -104,13 +108,13 @@ def spoil_shared(tree: Tree) -> None:
     tree["metadata"]["chip_ablate"] |= {"shared": "/tmp/x", "workdir": "/tmp/x/runs"}
 
 
-def without_a_shared_disk(tree: Tree) -> None:
+def remove_shared_disk(tree: Tree) -> None:
     del tree["metadata"]["chip_ablate"]["shared"]
     tree["metadata"]["chip_ablate"] |= {"storage": "s3://b/x", "workdir": "/home/u/chip-runs"}
 
 
 def spoil_storage(tree: Tree) -> None:
-    without_a_shared_disk(tree)
+    remove_shared_disk(tree)
     tree["metadata"]["chip_ablate"]["storage"] = "s4://b/x"
 
 
@@ -153,7 +157,7 @@ def spoil_docker(tree: Tree) -> None:
 
 
 def spoil_nothing_by_exporting(tree: Tree) -> None:
-    replaced(
+    replace_text(
         tree, "worker_start_ray_commands", "RAY_AUTH_MODE=token ", "export RAY_AUTH_MODE=token; "
     )
 
@@ -184,7 +188,7 @@ LOCAL_CASES: list[tuple[Callable[[Tree], None], list[tuple[str, str]]]] = [
     (spoil_bootstrap, [("head_start_ray_commands[2]", "no worker is ever started")]),
     (spoil_workdir, [("metadata.chip_ablate.workdir", "is not in /mnt/chip-ablate")]),
     (spoil_shared, [("metadata.chip_ablate.shared", "each machine has its own /tmp")]),
-    (without_a_shared_disk, []),
+    (remove_shared_disk, []),
     (
         spoil_storage,
         [("metadata.chip_ablate.storage", "s4://: is not a supported kind of object store")],
@@ -228,7 +232,7 @@ def test_what_is_wrong_is_told_at_its_key_and_nothing_else_is(
 ) -> None:
     tree = load_example("cluster.yaml")
     spoil(tree)
-    found = problems(tree, tmp_path)
+    found = find_problems(tree, tmp_path)
     assert [key for key, _ in found] == [key for key, _ in told]
     for (_, what), (_, words) in zip(found, told, strict=True):
         assert words in what
@@ -238,7 +242,7 @@ def test_everything_is_told_at_once(tmp_path: Path) -> None:
     tree = load_example("cluster.yaml")
     for spoil in (spoil_token, spoil_workdir, spoil_versions, spoil_top):
         spoil(tree)
-    assert len(problems(tree, tmp_path)) == 1 + 1 + 3 + 1
+    assert len(find_problems(tree, tmp_path)) == 1 + 1 + 3 + 1
     with pytest.raises(ConfigError) as raised:
         require_valid(tmp_path / "cluster.yaml")
     assert len(raised.value.problems) == 6
@@ -266,7 +270,7 @@ def test_unknown_keys_of_a_machine_are_found_at_any_depth(
         node = node[part]
         where += f"[{part}]" if isinstance(part, int) else f".{part}"
     node[key] = "x"
-    ((told, what),) = problems(tree, tmp_path)
+    ((told, what),) = find_problems(tree, tmp_path)
     assert told == f"{where}.{key}"
     assert f"did you mean '{near}'" in what
 
@@ -274,7 +278,7 @@ def test_unknown_keys_of_a_machine_are_found_at_any_depth(
 def test_what_ray_sets_itself_is_refused(tmp_path: Path) -> None:
     tree = load_example("clusters/aws.yaml")
     tree["available_node_types"]["worker"]["node_config"]["MaxCount"] = 3
-    ((key, what),) = problems(tree, tmp_path)
+    ((key, what),) = find_problems(tree, tmp_path)
     assert key.endswith("worker.node_config.MaxCount")
     assert "leave it out" in what
 
@@ -282,7 +286,7 @@ def test_what_ray_sets_itself_is_refused(tmp_path: Path) -> None:
 def test_a_head_type_of_no_name_at_all(tmp_path: Path) -> None:
     tree = load_example("clusters/gcp.yaml")
     tree["head_node_type"] = []
-    assert "head_node_type" in [key for key, _ in problems(tree, tmp_path)]
+    assert "head_node_type" in [key for key, _ in find_problems(tree, tmp_path)]
 
 
 def test_keys_of_other_providers_are_not_known() -> None:
@@ -301,7 +305,7 @@ def test_keys_of_other_providers_are_not_known() -> None:
 def test_a_group_that_opens_more_than_ssh_is_told(rule: Tree, fine: bool, tmp_path: Path) -> None:
     tree = load_example("clusters/aws.yaml")
     tree["provider"]["security_group"]["IpPermissions"] = [rule]
-    found = problems(tree, tmp_path)
+    found = find_problems(tree, tmp_path)
     assert (found == []) is fine
     assert all(key == "provider.security_group.IpPermissions[0]" for key, _ in found)
 
@@ -309,37 +313,38 @@ def test_a_group_that_opens_more_than_ssh_is_told(rule: Tree, fine: bool, tmp_pa
 def test_workers_with_a_public_address_are_told(tmp_path: Path) -> None:
     aws, gcp = load_example("clusters/aws.yaml"), load_example("clusters/gcp.yaml")
     del aws["provider"]["use_internal_ips"]
-    ((key, what),) = problems(aws, tmp_path)
+    ((key, what),) = find_problems(aws, tmp_path)
     assert (key, "public address" in what) == ("available_node_types.worker.node_config", True)
     worker = gcp["available_node_types"]["worker"]["node_config"]
     worker["networkInterfaces"][0]["accessConfigs"] = [{"type": "ONE_TO_ONE_NAT"}]
-    ((key, what),) = problems(gcp, tmp_path)
+    ((key, what),) = find_problems(gcp, tmp_path)
     assert key.endswith("networkInterfaces[0].accessConfigs")
     del worker["networkInterfaces"]
-    ((key, what),) = problems(gcp, tmp_path)
+    ((key, what),) = find_problems(gcp, tmp_path)
     assert key.endswith("worker.node_config.networkInterfaces")
 
 
 def test_a_cloud_must_mount_its_storage(tmp_path: Path) -> None:
     tree = load_example("clusters/aws.yaml")
     mount = tree["setup_commands"].pop(0)
-    ((key, what),) = problems(tree, tmp_path)
+    ((key, what),) = find_problems(tree, tmp_path)
     assert (key, "no command mounts /mnt/chip-ablate" in what) == (
         "metadata.chip_ablate.shared", True,
     )  # fmt: skip
     tree["head_setup_commands"] = [mount]  # on the head alone: workers would have none
-    assert [key for key, _ in problems(tree, tmp_path)] == ["metadata.chip_ablate.shared"]
+    assert [key for key, _ in find_problems(tree, tmp_path)] == ["metadata.chip_ablate.shared"]
 
 
 def test_node_types_that_cannot_be(tmp_path: Path) -> None:
     tree = load_example("clusters/gcp.yaml")
     tree["head_node_type"] = "heads"
-    assert ("head_node_type", "'heads' is none of available_node_types: head, worker") in problems(
-        tree, tmp_path
-    )
+    assert (
+        "head_node_type",
+        "'heads' is none of available_node_types: head, worker",
+    ) in find_problems(tree, tmp_path)
     tree = load_example("clusters/gcp.yaml")
     tree["available_node_types"]["worker"]["max_workers"] = 0
-    assert [key for key, _ in problems(tree, tmp_path)] == [
+    assert [key for key, _ in find_problems(tree, tmp_path)] == [
         "available_node_types.worker.max_workers"
     ]
 
@@ -388,7 +393,7 @@ def test_drivers_places_bound_what_runs_at_once() -> None:
 
 def test_a_trial_that_finds_no_room_is_told(tmp_path: Path) -> None:
     need = ResourceNeed(num_workers=16, per_worker={"CPU": 1.0, "GPU": 1.0}, trials=4)
-    ((key, what),) = problems(load_example("cluster.yaml"), tmp_path, need)
+    ((key, what),) = find_problems(load_example("cluster.yaml"), tmp_path, need)
     assert key == "provider.worker_ips"
     assert (
         "16 worker(s) of 1 CPU and 1 GPU each, but there is room for 8" in what
@@ -398,8 +403,8 @@ def test_a_trial_that_finds_no_room_is_told(tmp_path: Path) -> None:
 def test_machines_of_ones_own_must_say_what_they_have(tmp_path: Path) -> None:
     tree = load_example("cluster.yaml")
     del tree["metadata"]["chip_ablate"]["worker"]
-    assert problems(tree, tmp_path) == []
-    ((key, _),) = problems(
+    assert find_problems(tree, tmp_path) == []
+    ((key, _),) = find_problems(
         tree, tmp_path, ResourceNeed(num_workers=1, per_worker={"CPU": 1.0}, trials=1)
     )
     assert key == "metadata.chip_ablate.worker"
@@ -430,14 +435,14 @@ def test_programs_of_a_command_are_read_as_a_shell_does() -> None:
     assert found[1].key == "head_start_ray_commands[0]"
 
 
-def paths(tree: Any, parent: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+def list_paths(tree: Any, parent: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
     """Return the path of every value of a tree."""
     entries = tree.items() if isinstance(tree, dict) else enumerate(tree)
     found_paths = []
     for key, value in entries:
         found_paths.append((*parent, key))
         if isinstance(value, dict | list):
-            found_paths += paths(value, (*parent, key))
+            found_paths += list_paths(value, (*parent, key))
     return found_paths
 
 
@@ -460,11 +465,11 @@ ODD: tuple[Any, ...] = (
 def test_an_odd_value_anywhere_is_no_traceback(name: str, tmp_path: Path) -> None:
     need = ResourceNeed(num_workers=1, per_worker={"CPU": 4.0, "GPU": 1.0}, trials=12)
     refused = 0
-    for index, path in enumerate(paths(load_example(name))[::3]):
+    for index, path in enumerate(list_paths(load_example(name))[::3]):
         tree = load_example(name)
         node: Any = tree
         for part in path[:-1]:
             node = node[part]
         node[path[-1]] = ODD[index % len(ODD)]
-        refused += bool(problems(tree, tmp_path, need))
+        refused += bool(find_problems(tree, tmp_path, need))
     assert refused > 10  # the others are sound: a list that may be empty, a name of one's own

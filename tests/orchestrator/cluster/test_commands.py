@@ -12,7 +12,6 @@ import yaml
 
 from chip_core.recipes import parse_yaml
 from chip_core.utils.files import read_checksummed
-from orchestrator.cli import main
 from orchestrator.cluster import session
 from orchestrator.cluster.head import Head
 from orchestrator.cluster.job import SubmittedJob
@@ -23,24 +22,13 @@ Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    def called(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
-
-    return called
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
+def cluster_file(tmp_path: Path) -> Path:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(load_example("cluster.yaml")))
     return path
 
 
-def spoilt(tmp_path: Path) -> Path:
+def write_spoilt_file(tmp_path: Path) -> Path:
     tree = load_example("cluster.yaml")
     spoil_token(tree)
     spoil_workdir(tree)
@@ -49,34 +37,36 @@ def spoilt(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_good_file_is_said_to_be_good(call: Call, file: Path) -> None:
-    code, out, err = call("cluster", "check", str(file), "--study", "encoder")
+def test_a_good_file_is_said_to_be_good(run_captured: Call, cluster_file: Path) -> None:
+    code, out, err = run_captured("cluster", "check", str(cluster_file), "--study", "encoder")
     assert (code, err) == (0, "")
     # Two machines of 16 CPUs; the study has 4 cells and 3 seeds, so 12 trials of one worker.
     assert out.splitlines() == [
-        f"{file}: no problems found",
+        f"{cluster_file}: no problems found",
         "encoder: 12 trials at once; room for 32 workers",
     ]
 
 
-def test_what_is_wrong_is_a_line_each_and_exit_code_2(call: Call, tmp_path: Path) -> None:
-    path = spoilt(tmp_path)
-    code, out, err = call("cluster", "check", str(path))
+def test_what_is_wrong_is_a_line_each_and_exit_code_2(run_captured: Call, tmp_path: Path) -> None:
+    path = write_spoilt_file(tmp_path)
+    code, out, err = run_captured("cluster", "check", str(path))
     assert (code, out) == (2, "")
     first, second = err.splitlines()
     assert first.startswith(f"chip-ablate: {path}: worker_start_ray_commands[1]: ")
     assert second.startswith(f"chip-ablate: {path}: metadata.chip_ablate.workdir: ")
 
 
-def test_as_json(call: Call, tmp_path: Path, file: Path) -> None:
-    code, out, _ = call("cluster", "check", str(spoilt(tmp_path)), "--json")
+def test_as_json(run_captured: Call, tmp_path: Path, cluster_file: Path) -> None:
+    code, out, _ = run_captured("cluster", "check", str(write_spoilt_file(tmp_path)), "--json")
     assert code == 2
     told = json.loads(out)
     assert [problem["key"] for problem in told["problems"]] == [
         "worker_start_ray_commands[1]", "metadata.chip_ablate.workdir",
     ]  # fmt: skip
     assert told["room"] is None
-    code, out, _ = call("cluster", "check", str(file), "--study", "encoder", "--json")
+    code, out, _ = run_captured(
+        "cluster", "check", str(cluster_file), "--study", "encoder", "--json"
+    )
     assert code == 0
     assert json.loads(out)["room"] == {"slots": 32, "at_once": 12}
 
@@ -93,12 +83,12 @@ def test_as_json(call: Call, tmp_path: Path, file: Path) -> None:
     ],
 )
 def test_files_that_are_no_cluster_files(
-    call: Call, tmp_path: Path, content: str | None, told: str
+    run_captured: Call, tmp_path: Path, content: str | None, told: str
 ) -> None:
     path = tmp_path / "odd.yaml"
     if content is not None:
         path.write_text(content)
-    code, out, err = call("cluster", "check", str(path))
+    code, out, err = run_captured("cluster", "check", str(path))
     assert (code, out) == (2, "")
     assert told in err
     assert "Traceback" not in err
@@ -113,15 +103,15 @@ def test_files_that_are_no_cluster_files(
     ],
 )
 def test_options_that_mean_nothing_on_a_cluster_are_refused(
-    call: Call, file: Path, options: list[str], told: str
+    run_captured: Call, cluster_file: Path, options: list[str], told: str
 ) -> None:
-    code, _, err = call("run", "encoder", "--cluster", str(file), *options)
+    code, _, err = run_captured("run", "encoder", "--cluster", str(cluster_file), *options)
     assert code == 2
     assert told in err
 
 
 @pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def submitted_jobs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
 
     def submit(head: Head, job: SubmittedJob, **given: Any) -> None:
@@ -134,15 +124,15 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_a_study_is_sent_with_its_options(
-    call: Call, file: Path, sent: list[dict[str, Any]], tmp_path: Path
+    run_captured: Call, cluster_file: Path, submitted_jobs: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    code, _, err = call(
-        "run", "encoder", "--cluster", str(file), "--seeds", "0", "1", "--workdir", "w",
+    code, _, err = run_captured(
+        "run", "encoder", "--cluster", str(cluster_file), "--seeds", "0", "1", "--workdir", "w",
         "--set", "optimizer.lr=1e-6", "--set", "language_model=lora", "--budget", "hours=12.125",
         "--benchmark-data", "/mnt/chip-ablate/benchmarks",
     )  # fmt: skip
     assert code == 1, "the study's own exit code"
-    (given,) = sent
+    (given,) = submitted_jobs
     assert given["head"] == "ubuntu@10.0.0.10"
     assert given["venv"] == "/opt/chip-ablate/.venv"
     assert given["files"] == ["encoder.yaml"]
@@ -166,16 +156,16 @@ def test_a_study_is_sent_with_its_options(
 
 
 def test_nothing_is_sent_to_a_cluster_that_will_not_do(
-    call: Call, sent: list[dict[str, Any]], tmp_path: Path
+    run_captured: Call, submitted_jobs: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    code, _, err = call("run", "encoder", "--cluster", str(spoilt(tmp_path)))
-    assert (code, sent) == (2, [])
+    code, _, err = run_captured("run", "encoder", "--cluster", str(write_spoilt_file(tmp_path)))
+    assert (code, submitted_jobs) == (2, [])
     assert len(err.splitlines()) == 2
-    code, _, err = call("run", "no-study", "--cluster", str(spoilt(tmp_path)))
-    assert (code, sent) == (2, [])
+    code, _, err = run_captured("run", "no-study", "--cluster", str(write_spoilt_file(tmp_path)))
+    assert (code, submitted_jobs) == (2, [])
 
 
-def test_attach_without_a_job(call: Call) -> None:
-    code, _, err = call("attach")
+def test_attach_without_a_job(run_captured: Call) -> None:
+    code, _, err = run_captured("attach")
     assert code == 2
     assert "no job was submitted from here: give its --cluster FILE" in err

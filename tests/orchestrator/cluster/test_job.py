@@ -39,7 +39,7 @@ class Server:
         self.stopped: list[str] = []
 
     @contextlib.contextmanager
-    def connected(self, head: Head) -> Iterator[Server]:
+    def connect(self, head: Head) -> Iterator[Server]:
         assert head is HEAD
         self.connections += 1
         if self.connections <= len(self.shown) and self.shown[self.connections - 1] < 0:
@@ -73,10 +73,10 @@ class Server:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Server]:
+def make_server(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Server]:
     def make_server(*arguments: Any, **options: Any) -> Server:
         found = Server(*arguments, **options)
-        monkeypatch.setattr(job, "connect", found.connected)
+        monkeypatch.setattr(job, "connect", found.connect)
         monkeypatch.setattr(job.time, "sleep", lambda seconds: None)
         return found
 
@@ -85,10 +85,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Server]:
 
 @pytest.mark.parametrize("shown", [[], [0], [2], [1, 3, -1, 2], [3, 3]])
 def test_the_log_is_whole_and_once_however_often_the_connection_is_lost(
-    shown: list[int], server: Callable[..., Server]
+    shown: list[int], make_server: Callable[..., Server]
 ) -> None:
     chunks = ["one\n", "two\nthree\n", "four\n", "five\n"]
-    there = server(chunks, shown)
+    there = make_server(chunks, shown)
     written: list[str] = []
     said: list[str] = []
     details = job.follow_job(HEAD, JOB.job, written.append, said.append)
@@ -108,8 +108,8 @@ def ctrl_c() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_ends_the_looking_on_at_once(server: Callable[..., Server]) -> None:
-    there = server(["one\n"], [])
+def test_ctrl_c_ends_the_looking_on_at_once(make_server: Callable[..., Server]) -> None:
+    there = make_server(["one\n"], [])
 
     async def waits(name: str) -> AsyncIterator[str]:
         yield "one\n"
@@ -126,9 +126,9 @@ def test_ctrl_c_ends_the_looking_on_at_once(server: Callable[..., Server]) -> No
 
 
 def test_it_is_given_up_after_its_patience(
-    server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+    make_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server(["x"], [-1] * 100)
+    make_server(["x"], [-1] * 100)
     clock = iter(range(0, 100_000, 700))
     monkeypatch.setattr(job.time, "monotonic", lambda: float(next(clock)))
     said: list[str] = []
@@ -140,9 +140,9 @@ def test_it_is_given_up_after_its_patience(
 
 
 def test_a_job_that_the_cluster_does_not_know_is_told_at_once(
-    server: Callable[..., Server],
+    make_server: Callable[..., Server],
 ) -> None:
-    server(["x"], [])
+    make_server(["x"], [])
     with pytest.raises(UserError, match="gone: the cluster has no such job"):
         job.follow_job(HEAD, "gone", print, print)
     with pytest.raises(UserError, match="no such job"):
@@ -150,17 +150,17 @@ def test_a_job_that_the_cluster_does_not_know_is_told_at_once(
 
 
 def test_a_job_is_found_on_the_cluster_and_other_programs_jobs_are_not(
-    server: Callable[..., Server],
+    make_server: Callable[..., Server],
 ) -> None:
-    server([], [])
+    make_server([], [])
     assert job.find_latest_job(HEAD) == JOB
     assert job.find_submitted_job(HEAD, JOB.job) == JOB
 
 
 def test_what_is_submitted_runs_there_with_its_files(
-    server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    make_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    there = server([], [])
+    there = make_server([], [])
     sent: list[Any] = []
     monkeypatch.setattr(Head, "send", lambda self, source, target: sent.append((source, target)))
     there.submit_job = lambda **given: sent.append(given)  # type: ignore[attr-defined]
@@ -192,12 +192,12 @@ def test_ssh_takes_a_hosts_key_once_and_only_the_given_key() -> None:
 @pytest.mark.parametrize("code", [0, 1, 2])
 def test_the_report_is_fetched_and_the_exit_code_is_the_studys(
     code: int,
-    server: Callable[..., Server],
+    make_server: Callable[..., Server],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    server(["done\n"], [], code=code)
+    make_server(["done\n"], [], code=code)
     report = "/w/studies/encoder/report"
 
     def fetch(self: Head, source: str, target: Path) -> None:
@@ -269,9 +269,9 @@ def test_attach_finds_the_last_job_that_was_submitted_from_here(tmp_path: Path) 
 
 @pytest.mark.parametrize("study", ["../../etc", "..", "", "a/b"])
 def test_a_name_from_the_cluster_does_not_leave_the_folder(
-    study: str, server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    study: str, make_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    server([], [])
+    make_server([], [])
     cluster = tmp_path / "c.yaml"
     cluster.write_text("provider: {type: local, head_ip: 10.0.0.9, worker_ips: []}\n")
     monkeypatch.setattr(session, "find_head", lambda file: HEAD)

@@ -19,7 +19,7 @@ EXPORT = [
 ]  # fmt: skip
 NEW = ["new", "--name", "n", "--question", "q", "--recipe", "shapes", "--primary", "shapes/chair_i"]
 
-#: What lies where the commands are given: see `_place`.
+#: What lies where the commands are given: see `_input_folder`.
 LONG = "x" * 300
 
 #: Options and arguments: the command, with `¤` for the value; each value, and what is told.
@@ -271,14 +271,14 @@ BENCHMARKS: dict[str, str] = {
 }
 
 
-def _given() -> Iterator[tuple[list[str], str]]:
+def _iter_options() -> Iterator[tuple[list[str], str]]:
     for command, values in OPTIONS:
         for value, told in values.items():
             yield [value if word == "¤" else word for word in command], told
 
 
 @pytest.fixture(autouse=True)
-def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _input_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lay out what the commands may meet, and let none of them begin its work."""
     (tmp_path / "file").write_text("x")
     (tmp_path / "r.json").write_text("[]")
@@ -303,7 +303,7 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chip_core.models.loading.load", begun)
 
 
-def _refused(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+def _expect_refusal(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """Return the one line that is told; whatever else happens is a fault."""
     before = sorted(folder.rglob("*"))
     with pytest.raises(SystemExit) as ended:
@@ -317,17 +317,17 @@ def _refused(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[s
     return line
 
 
-def test_there_are_200() -> None:
-    assert len(list(_given())) + len(FILES) + len(BENCHMARKS) >= 200
+def test_at_least_200_odd_inputs_are_tried() -> None:
+    assert len(list(_iter_options())) + len(FILES) + len(BENCHMARKS) >= 200
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"), [pytest.param(*one, id=f"{n}") for n, one in enumerate(_given())]
+    ("arguments", "told"), [pytest.param(*one, id=f"{n}") for n, one in enumerate(_iter_options())]
 )
 def test_an_odd_option_is_one_line(
     arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert told in _refused(arguments, tmp_path, capsys)
+    assert told in _expect_refusal(arguments, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("line", FILES)
@@ -336,7 +336,7 @@ def test_an_odd_value_in_a_file_is_one_line(
     command: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "odd.yaml").write_text(_STUDY.format(line=line))
-    assert f"odd.yaml: {FILES[line]}" in _refused([*command, "odd.yaml"], tmp_path, capsys)
+    assert f"odd.yaml: {FILES[line]}" in _expect_refusal([*command, "odd.yaml"], tmp_path, capsys)
 
 
 @pytest.mark.parametrize("line", BENCHMARKS)
@@ -345,4 +345,4 @@ def test_an_odd_setting_of_a_benchmark_is_one_line(
 ) -> None:
     study = _STUDY.format(line="").replace("name: shapes, limit: 5", f"name: shapes, {line}")
     (tmp_path / "odd.yaml").write_text(study)
-    assert BENCHMARKS[line] in _refused(["plan", "odd.yaml"], tmp_path, capsys)
+    assert BENCHMARKS[line] in _expect_refusal(["plan", "odd.yaml"], tmp_path, capsys)

@@ -11,18 +11,13 @@ import torch
 from chip_core import recipes
 from chip_core.config.validation import parse_trial_config, set_key
 from chip_core.trial import run_trial
-from orchestrator.cli import main
+
+from ..program import run_program
 
 
-def call(*arguments: object) -> int:
+def run_pairs(*further: object) -> int:
     torch.set_num_threads(1)
-    with pytest.raises(SystemExit) as ended:
-        main([str(each) for each in arguments])
-    return int(ended.value.code or 0)
-
-
-def pairs(*further: object) -> int:
-    return call(
+    return run_program(
         *("pairs", "shapes", "--prompts", "shapes", "--limit", 8, "-n", 4, "--temperature", 1.5),
         *("--max-new-tokens", 32, "--out", "mine", *further),
     )
@@ -31,11 +26,11 @@ def pairs(*further: object) -> int:
 def test_what_it_writes_is_checked_and_trained_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert pairs("--json") == 0
+    assert run_pairs("--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["prompts"] == 8 and printed["folder"] == "mine"
     assert printed["pairs"] + sum(printed["dropped"].values()) == 8
-    assert call("data", "check", "mine", "--model", "shapes") == 0
+    assert run_program("data", "check", "mine", "--model", "shapes") == 0
     tree = recipes.read_yaml(recipes.find_recipe("shapes"))
     for key, value in {
         "data": {"source": str(tmp_path / "mine")},
@@ -56,7 +51,7 @@ def test_what_it_refuses_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         (("--temperature", "0"), "too small"),
         (("--top-p", "1.5"), "too large"),
     ):
-        assert pairs(*further) == 2
+        assert run_pairs(*further) == 2
         said = capsys.readouterr().err.splitlines()[-1]
         assert told in said
     assert not (tmp_path / "mine").exists()

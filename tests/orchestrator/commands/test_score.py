@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli import main
+from ..program import run_program
 
 
-def call(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["score", *map(str, arguments)])
-    return int(ended.value.code or 0)
+def run_score(*arguments: object) -> int:
+    return run_program("score", *arguments)
 
 
 @pytest.fixture
@@ -41,7 +39,7 @@ def responses(tmp_path: Path) -> Path:
 
 
 def test_figures_as_json(amber: Path, responses: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("amber", "--data", amber, "--responses", responses, "--json") == 0
+    assert run_score("amber", "--data", amber, "--responses", responses, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     figures = printed.pop("metrics")
     assert figures["accuracy"] == 33.3  # 1 / 3.001: "no." is no "No"
@@ -61,7 +59,7 @@ def test_figures_as_json(amber: Path, responses: Path, capsys: pytest.CaptureFix
         "tagger": None,
     }
     corrected = ("--protocol", "corrected", "--json")
-    assert call("amber", "--data", amber, "--responses", responses, *corrected) == 0
+    assert run_score("amber", "--data", amber, "--responses", responses, *corrected) == 0
     figures = json.loads(capsys.readouterr().out)["metrics"]
     assert figures["accuracy"] == pytest.approx(200 / 3)
     assert figures["number/precision"] is None
@@ -70,7 +68,10 @@ def test_figures_as_json(amber: Path, responses: Path, capsys: pytest.CaptureFix
 def test_figures_as_a_table(
     amber: Path, responses: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("amber", "--data", amber, "--responses", responses, "--protocol", "corrected") == 0
+    assert (
+        run_score("amber", "--data", amber, "--responses", responses, "--protocol", "corrected")
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].strip() == "amber, protocol corrected (amber-2)"
     (accuracy,) = (line.split() for line in lines if line.startswith("│ accuracy"))
@@ -83,7 +84,7 @@ def test_figures_as_a_table(
     ]
     assert any("number/precision" in line and "undefined" in line for line in lines)
     assert lines[-1] == "3 answers scored, 1 missing"
-    assert call("amber", "--data", amber, "--responses", responses) == 0
+    assert run_score("amber", "--data", amber, "--responses", responses) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2:] == ["1 answer unreadable (counted as wrong), for instance", "  2: “no.”"]
 
@@ -93,11 +94,11 @@ def test_the_embedded_world_needs_no_data(
 ) -> None:
     file = tmp_path / "answers.json"
     file.write_text(json.dumps([{"item": "test/0", "response": "nothing"}]))
-    assert call("shapes", "--responses", file, "--json") == 0
+    assert run_score("shapes", "--responses", file, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["metrics"] == {"chair_i": None, "chair_s": 0.0, "hal": 0.0, "cover": 0.0}
     file.write_text(json.dumps([{"item": "nowhere/0", "response": "nothing"}]))
-    assert call("shapes", "--responses", file) == 2
+    assert run_score("shapes", "--responses", file) == 2
     assert capsys.readouterr().err.startswith("chip-ablate: shapes: ")
 
 
@@ -117,7 +118,7 @@ def test_the_embedded_world_needs_no_data(
 def test_errors_are_one_line(
     arguments: list[str], expected: str, responses: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(*arguments, "--responses", responses) == 2
+    assert run_score(*arguments, "--responses", responses) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     (line,) = printed.err.splitlines()
@@ -150,7 +151,7 @@ def test_every_case_equals_the_official_figures(
         word if word.startswith("--") else str(oracles / word) for word in COMMANDS[benchmark]
     )
     arguments = [benchmark, "--data", data, "--responses", responses, *options]
-    assert call(*arguments, "--json") == 0
+    assert run_score(*arguments, "--json") == 0
     figures: dict[str, Any] = json.loads(capsys.readouterr().out)["metrics"]
     expected = json.loads((oracles / benchmark / "expected.json").read_text())
     assert {name: figures[name] for name in expected} == expected
@@ -179,7 +180,7 @@ def test_degenerate_answers_give_figures_or_one_line(
 ) -> None:
     file = tmp_path / "answers.json"
     file.write_text(json.dumps(rows))
-    code = call(
+    code = run_score(
         *("amber", "--data", amber, "--responses", file, "--protocol", protocol, "--json"),
     )
     printed = capsys.readouterr()

@@ -8,23 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from chip_core.results import CONFIG
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import write_json
-from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.snapshot import iter_plan_snapshots
 from orchestrator.report.trial_facts import collect_trial_facts
-from orchestrator.run import run_study
 from orchestrator.state.compare import compare_plans
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.trial_lookup import find_trial
 from orchestrator.utils.version import code_version
 
 from ..conftest import STUDY
-from ..fakes import FakeExecutor, FakeTracker
+from ..fakes import FakeExecutor, run_with_fakes
+from ..program import run_program
 
 PlanOf = Callable[..., Plan]
 
@@ -33,38 +31,25 @@ OTHER = STUDY.replace("study: small", "study: other").replace("[dpo, chip]", "[d
 
 
 def run(plan: Plan, workdir: Path, **failures: str) -> None:
-    executor = FakeExecutor(failures=failures)
-    run_study(
-        plan,
-        workdir=workdir,
-        executor=lambda: executor,
-        tracker=FakeTracker(),
-        console=Console(quiet=True),
-    )
-
-
-def call(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
+    run_with_fakes(plan, workdir, FakeExecutor(failures=failures))
 
 
 @pytest.fixture
-def ran(plan_of: PlanOf, tmp_path: Path) -> tuple[Path, Plan]:
+def finished_study(plan_of: PlanOf, tmp_path: Path) -> tuple[Path, Plan]:
     plan = plan_of()
     run(plan, tmp_path / "runs")
     return tmp_path / "runs", plan
 
 
 def test_show_tells_all_of_a_trial(
-    ran: tuple[Path, Plan], plan_of: PlanOf, capsys: pytest.CaptureFixture[str]
+    finished_study: tuple[Path, Plan], plan_of: PlanOf, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    workdir, plan = ran
+    workdir, plan = finished_study
     trial = plan.arms[2].trials[1]
     folder = workdir / "trials" / trial.fingerprint[:16] / "attempt-1"
     write_json(folder / CONFIG, trial.config.model_dump(mode="json"))
     run(plan_of(STUDY.replace("study: small", "study: renamed")), workdir)
-    assert call("show", trial.fingerprint[:6], "--workdir", workdir, "--json") == 0
+    assert run_program("show", trial.fingerprint[:6], "--workdir", workdir, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["fingerprint"] == trial.fingerprint
     assert (found["arm"], found["seed"], found["executed_for"]) == ("chip, frozen", 1, "small")
@@ -83,14 +68,16 @@ def test_show_tells_all_of_a_trial(
     assert attempt["files"] == [str(folder / CONFIG)]
 
 
-def test_show_for_people(ran: tuple[Path, Plan], capsys: pytest.CaptureFixture[str]) -> None:
-    workdir, plan = ran
-    assert call("show", "chip, frozen, seed 1", "--workdir", workdir) == 0
+def test_show_for_people(
+    finished_study: tuple[Path, Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir, plan = finished_study
+    assert run_program("show", "chip, frozen, seed 1", "--workdir", workdir) == 0
     printed = capsys.readouterr().out
     assert plan.arms[2].trials[1].fingerprint in printed
     assert "shapes/chair_i = 9.0000" in printed
     assert f"in study small ({plan.study.source}) as chip, frozen, which it was run for" in printed
-    assert call("show", "base", "--workdir", workdir) == 0
+    assert run_program("show", "base", "--workdir", workdir) == 0
     assert "shapes/chair_i = 30.0000" in capsys.readouterr().out
 
 
@@ -103,8 +90,8 @@ def test_show_has_a_failure_and_its_reason(plan_of: PlanOf, tmp_path: Path) -> N
     assert (attempt["outcome"], attempt["reason"]) == ("failed", "no memory")
 
 
-def test_which_trial_is_meant(ran: tuple[Path, Plan], tmp_path: Path) -> None:
-    workdir, plan = ran
+def test_which_trial_is_meant(finished_study: tuple[Path, Plan], tmp_path: Path) -> None:
+    workdir, plan = finished_study
     mark = plan.trials[3].fingerprint
     assert find_trial(workdir, mark[:8].upper()) == mark
     for name, expected in (
@@ -117,8 +104,8 @@ def test_which_trial_is_meant(ran: tuple[Path, Plan], tmp_path: Path) -> None:
         find_trial(tmp_path / "nowhere", "base")
 
 
-def test_a_plan_is_kept_with_what_its_fingerprints_hold(ran: tuple[Path, Plan]) -> None:
-    workdir, plan = ran
+def test_a_plan_is_kept_with_what_its_fingerprints_hold(finished_study: tuple[Path, Plan]) -> None:
+    workdir, plan = finished_study
     (kept,) = iter_plan_snapshots(workdir)
     assert (kept.study, kept.file) == ("small", plan.study.source)
     assert {mark: (one.arm, one.seed) for mark, one in kept.trials.items()} == {
@@ -130,8 +117,8 @@ def test_a_plan_is_kept_with_what_its_fingerprints_hold(ran: tuple[Path, Plan]) 
     assert (from_report.study, from_report.file) == (kept.study, kept.file)
 
 
-def test_diff_of_two_studies(ran: tuple[Path, Plan], plan_of: PlanOf) -> None:
-    workdir, plan = ran
+def test_diff_of_two_studies(finished_study: tuple[Path, Plan], plan_of: PlanOf) -> None:
+    workdir, plan = finished_study
     other = plan_of(OTHER.replace("seeds: [0, 1]", "seeds: [1, 2]"))
     found = compare_plans(plan, other, Ledger(workdir))
     assert found["studies"] == ["small", "other"]
@@ -175,14 +162,14 @@ def test_the_same_training_under_another_name(plan_of: PlanOf, tmp_path: Path) -
 
 def test_the_diff_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ("diff", "encoder", "objectives", "--workdir", tmp_path)
-    assert call(*arguments, "--json") == 0
+    assert run_program(*arguments, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["only_second"] == ["cmdpo", "hdpo"]
-    assert call(*arguments) == 0
+    assert run_program(*arguments) == 0
     printed = capsys.readouterr().out
     assert "the same training: 2: dpo, frozen = dpo; chip, frozen = chip" in printed
     assert "only in objectives: 2: cmdpo; hdpo" in printed
     assert "recorded figures in both reports: none" in printed
-    assert call("diff", "encoder", "encoder", "--set", "optimizer.lr=1e-6") == 0
+    assert run_program("diff", "encoder", "encoder", "--set", "optimizer.lr=1e-6") == 0
     assert "optimizer.lr: 5e-5 → 1e-6" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []  # looking writes nothing

@@ -15,9 +15,10 @@ from transformers import AutoModelForImageTextToText
 from chip_core.results import TrialResult
 from chip_core.trial import run_trial
 from chip_core.utils.files import write_json
-from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
+
+from ..program import run_program
 
 SMALL = """
 study: small
@@ -35,7 +36,7 @@ ARM = {"full": "full, 1, 2, 1, seed 0", "lora": "lora, 1, 2, 1, seed 0"}
 
 
 @pytest.fixture
-def trained(plan_of: Callable[..., Plan], tmp_path: Path) -> tuple[Path, Plan]:
+def trained_study(plan_of: Callable[..., Plan], tmp_path: Path) -> tuple[Path, Plan]:
     workdir = tmp_path / "runs"
     plan = plan_of(SMALL)
     ledger = Ledger(workdir)
@@ -47,41 +48,35 @@ def trained(plan_of: Callable[..., Plan], tmp_path: Path) -> tuple[Path, Plan]:
     return workdir, plan
 
 
-def chip_ablate(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
-
-
 def test_export_by_name_and_by_fingerprint(
-    trained: tuple[Path, Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained_study: tuple[Path, Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    workdir, plan = trained
+    workdir, plan = trained_study
     mark = plan.trials[1].fingerprint
     by_name, by_mark, merged = tmp_path / "name", tmp_path / "mark", tmp_path / "merged"
-    assert chip_ablate("export", ARM["full"], by_name, "--workdir", workdir) == 0
-    assert chip_ablate("export", mark[:8], by_mark, "--workdir", workdir, "--merge") == 0
+    assert run_program("export", ARM["full"], by_name, "--workdir", workdir) == 0
+    assert run_program("export", mark[:8], by_mark, "--workdir", workdir, "--merge") == 0
     assert "nothing to merge" in capsys.readouterr().out
     one, other = (load_file(folder / "model.safetensors") for folder in (by_name, by_mark))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
     adapter = tmp_path / "adapter"
-    assert chip_ablate("export", ARM["lora"], adapter, "--workdir", workdir) == 0
+    assert run_program("export", ARM["lora"], adapter, "--workdir", workdir) == 0
     assert "trained_parts.safetensors: --merge makes one model" in capsys.readouterr().out
     assert (adapter / "adapter_config.json").exists()
-    assert chip_ablate("export", ARM["lora"], merged, "--workdir", workdir, "--merge") == 0
+    assert run_program("export", ARM["lora"], merged, "--workdir", workdir, "--merge") == 0
     model = AutoModelForImageTextToText.from_pretrained(merged)
     assert not any(".lora_" in name for name in model.state_dict())
     assert (merged / "processor_config.json").exists()
 
 
 def test_what_cannot_be_exported_is_told(
-    trained: tuple[Path, Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained_study: tuple[Path, Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    workdir, plan = trained
+    workdir, plan = trained_study
 
     def complaint(*arguments: object) -> str:
-        assert chip_ablate("export", *arguments) == 2
+        assert run_program("export", *arguments) == 2
         return capsys.readouterr().err
 
     out = tmp_path / "out"
@@ -94,13 +89,13 @@ def test_what_cannot_be_exported_is_told(
     (out / "mine").touch()
     assert "is not empty" in complaint(ARM["full"], out, "--workdir", workdir)
     other = plan.trials[1].fingerprint[::-1]  # the same arm in another study
-    _another(workdir, plan, other)
+    _record_trial(workdir, plan, other)
     assert "matches more than one trial: use a fingerprint" in complaint(
         ARM["full"], tmp_path / "new", "--workdir", workdir
     )
 
 
-def _another(workdir: Path, plan: Plan, fingerprint: str) -> None:
+def _record_trial(workdir: Path, plan: Plan, fingerprint: str) -> None:
     from dataclasses import replace
 
     trial = replace(plan.trials[1], fingerprint=fingerprint)

@@ -39,7 +39,7 @@ def make_seconds(wall: float, cpu: float | None = None) -> Seconds:
 
 
 def make_rates(**rates: float | Seconds) -> Rates:
-    """Rates of every kind, by quantity; a number is both times."""
+    """Make rates of every kind, by quantity; a number is both times."""
     times: dict[tuple[Quantity, str], Seconds] = {
         (name, ANY_KIND): rate if isinstance(rate, Seconds) else make_seconds(rate)  # type: ignore[misc]
         for name, rate in rates.items()
@@ -48,11 +48,11 @@ def make_rates(**rates: float | Seconds) -> Rates:
 
 
 @pytest.fixture
-def small(plan_of: Callable[..., Plan]) -> Plan:
+def small_plan(plan_of: Callable[..., Plan]) -> Plan:
     return plan_of(STUDY, overrides=SHORT)
 
 
 @pytest.fixture
-def work_of(tmp_path: Path) -> Callable[[Plan], Workload]:
+def make_workload(tmp_path: Path) -> Callable[[Plan], Workload]:
     """What is left of a plan in a work directory."""
     return lambda plan: build_workload(plan, Ledger(tmp_path), tmp_path)

@@ -25,12 +25,12 @@ from .conftest import SHORT, STUDY, make_rates
 RATES = {"imports": 0, "model": 0, "row": 0, "setup": 0, "step": 1, "answer": 0, "score": 0}
 
 
-def hours(seconds: float) -> Budget:
+def make_budget(seconds: float) -> Budget:
     return Budget(cpu_hours=seconds / 3600)
 
 
 @pytest.fixture
-def trimmed(tmp_path: Path) -> Callable[..., TrimmedPlan]:
+def trim(tmp_path: Path) -> Callable[..., TrimmedPlan]:
     """Trim a plan, whose every trial takes 10 s."""
 
     def trim(plan: Plan, budget: Budget, **rates: float) -> TrimmedPlan:
@@ -45,62 +45,64 @@ def trimmed(tmp_path: Path) -> Callable[..., TrimmedPlan]:
     return trim
 
 
-def test_what_fits_is_kept_whole(small: Plan, trimmed: Callable[..., TrimmedPlan]) -> None:
-    found = trimmed(small, hours(120))  # 12 trials
-    assert found.plan is small
+def test_a_plan_that_fits_is_kept_whole(small_plan: Plan, trim: Callable[..., TrimmedPlan]) -> None:
+    found = trim(small_plan, make_budget(120))  # 12 trials
+    assert found.plan is small_plan
     assert not found.trials
     assert "everything fits" in found.sentence
 
 
-def test_the_last_seeds_go_first(small: Plan, trimmed: Callable[..., TrimmedPlan]) -> None:
-    found = trimmed(small, hours(119))
+def test_the_last_seeds_go_first(small_plan: Plan, trim: Callable[..., TrimmedPlan]) -> None:
+    found = trim(small_plan, make_budget(119))
     assert (found.seeds, found.arms, len(found.trials)) == ((2,), (), 4)
     assert [len(arm.trials) for arm in found.plan.arms] == [2, 2, 2, 2]
     assert found.takes["cpu_hours"] == pytest.approx(80 / 3600)
     assert "seed 2 of every arm: 4 trials" in found.sentence
 
 
-def test_then_the_last_arms_at_two_seeds(small: Plan, trimmed: Callable[..., TrimmedPlan]) -> None:
-    found = trimmed(small, hours(79))  # three arms take 60 s
+def test_the_last_arms_go_once_two_seeds_are_left(
+    small_plan: Plan, trim: Callable[..., TrimmedPlan]
+) -> None:
+    found = trim(small_plan, make_budget(79))  # three arms take 60 s
     assert found.arms == ("chip, 1e-6",)
     assert len(found.trials) == 12 - 6
     assert [arm.name for arm in found.plan.arms] == ["dpo, 1e-5", "dpo, 1e-6", "chip, 1e-5"]
 
 
 def test_the_baseline_is_never_left_out(
-    plan_of: Callable[..., Plan], trimmed: Callable[..., TrimmedPlan]
+    plan_of: Callable[..., Plan], trim: Callable[..., TrimmedPlan]
 ) -> None:
     last = STUDY.replace(
         "{objective: dpo, optimizer.lr: 1e-5}", "{objective: chip, optimizer.lr: 1e-6}"
     )
-    found = trimmed(plan_of(last, overrides=SHORT), hours(40))
+    found = trim(plan_of(last, overrides=SHORT), make_budget(40))
     assert [arm.name for arm in found.plan.arms] == ["dpo, 1e-5", "chip, 1e-6"]
     assert found.plan.baseline.name == "chip, 1e-6"
 
 
 def test_less_than_a_comparison_is_refused(
-    small: Plan, trimmed: Callable[..., TrimmedPlan]
+    small_plan: Plan, trim: Callable[..., TrimmedPlan]
 ) -> None:
     with pytest.raises(UserError, match="too small: the baseline and one arm with 2 seeds take"):
-        trimmed(small, hours(39))
+        trim(small_plan, make_budget(39))
 
 
 @pytest.mark.parametrize(
     ("budget", "rates", "why"),
     [
-        (hours(1), {"imports": 0.0}, "is not known .*--calibrate"),
+        (make_budget(1), {"imports": 0.0}, "is not known .*--calibrate"),
         (Budget(price=1), RATES, "no price is given.*--price-per-gpu-hour"),
     ],
 )
 def test_an_unknown_cost_is_not_held_against_a_budget(
-    small: Plan,
-    trimmed: Callable[..., TrimmedPlan],
+    small_plan: Plan,
+    trim: Callable[..., TrimmedPlan],
     budget: Budget,
     rates: dict[str, float],
     why: str,
 ) -> None:
     with pytest.raises(UserError, match=why):
-        trimmed(small, budget, **rates)
+        trim(small_plan, budget, **rates)
 
 
 def test_the_study_file_has_a_budget(plan_of: Callable[..., Plan]) -> None:
@@ -127,12 +129,12 @@ def test_a_wrong_budget_is_told(plan_of: Callable[..., Plan], text: str, why: st
 
 @pytest.mark.usefixtures("blank_figures")
 def test_what_is_left_out_is_missing_and_said(
-    small: Plan, trimmed: Callable[..., TrimmedPlan], tmp_path: Path
+    small_plan: Plan, trim: Callable[..., TrimmedPlan], tmp_path: Path
 ) -> None:
     def run(part: TrimmedPlan | None) -> tuple[FakeExecutor, str, FakeTracker]:
         executor, tracker = FakeExecutor(), FakeTracker()
         outcome = run_study(
-            small,
+            small_plan,
             workdir=tmp_path,
             executor=lambda: executor,
             tracker=tracker,
@@ -143,18 +145,18 @@ def test_what_is_left_out_is_missing_and_said(
         assert len(missing) == (0 if part is None else 4)
         return (
             executor,
-            (tmp_path / "studies" / small.study.name / "report/report.md").read_text(),
+            (tmp_path / "studies" / small_plan.study.name / "report/report.md").read_text(),
             tracker,
         )
 
-    executor, report, _ = run(trimmed(small, hours(100)))
+    executor, report, _ = run(trim(small_plan, make_budget(100)))
     assert len(executor.names) == 1 + 8
     assert not any(name.endswith("seed 2") for name in executor.names)
     assert "Left out for the budget" in report
     assert "seed 2 of every arm: 4 trials" in report
     # What is done costs nothing: 4 trials are left, and 30 s do for three of them. The seed is
     # left out whole.
-    again = trimmed(small, hours(30))
+    again = trim(small_plan, make_budget(30))
     assert (again.needed, again.takes) == (
         {"cpu_hours": pytest.approx(40 / 3600)},
         {"cpu_hours": 0},
@@ -169,7 +171,7 @@ def test_what_is_left_out_is_missing_and_said(
 
 
 def test_a_trimmed_plan_is_of_the_same_study(
-    small: Plan, trimmed: Callable[..., TrimmedPlan]
+    small_plan: Plan, trim: Callable[..., TrimmedPlan]
 ) -> None:
-    found = trimmed(small, hours(80))
-    assert replace(found.plan, arms=small.arms) == small
+    found = trim(small_plan, make_budget(80))
+    assert replace(found.plan, arms=small_plan.arms) == small_plan

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli import main
-
 from .conftest import STUDY
 
 GIVEN = ["--rate", "start=10", "--rate", "step=1", "--rate", "answer=0.5"]
@@ -18,23 +16,20 @@ SHORT = ["--set", "training.max_steps=10", "--set", "engine.feature_cache=off"]
 
 
 @pytest.fixture
-def call(
-    write_study: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+def run_on_study(
+    write_study: Callable[[str], Path], run_captured: Callable[..., tuple[int, str, str]]
 ) -> Callable[..., tuple[int, str, str]]:
     """Call a command on the study; return (exit code, output, errors)."""
 
-    def called(command: str, *arguments: str, text: str = STUDY) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([command, str(write_study(text)), *SHORT, *arguments])
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
+    def run(command: str, *arguments: str, text: str = STUDY) -> tuple[int, str, str]:
+        return run_captured(command, write_study(text), *SHORT, *arguments)
 
-    return called
+    return run
 
 
-def test_given_rates_as_json(call: Callable[..., tuple[int, str, str]]) -> None:
+def test_given_rates_as_json(run_on_study: Callable[..., tuple[int, str, str]]) -> None:
     price = ["--price-per-cpu-hour", "3.6"]
-    code, out, _ = call("plan", *GIVEN, *price, "--max-concurrent", "13", "--json")
+    code, out, _ = run_on_study("plan", *GIVEN, *price, "--max-concurrent", "13", "--json")
     assert code == 0
     cost: dict[str, Any] = json.loads(out)["cost"]
     # 12 trials of 10 + 10 · 1 + 20 · 0.5 = 30 s, the untrained model 20 s.
@@ -52,8 +47,10 @@ def test_given_rates_as_json(call: Callable[..., tuple[int, str, str]]) -> None:
     assert cost["disk"]["models"] == pytest.approx(12 * 4.8e6, rel=0.1)
 
 
-def test_on_the_terminal(call: Callable[..., tuple[int, str, str]]) -> None:
-    code, out, _ = call("plan", *GIVEN, "--executor", "inline")
+def test_a_plan_shows_its_cost_on_the_terminal(
+    run_on_study: Callable[..., tuple[int, str, str]],
+) -> None:
+    code, out, _ = run_on_study("plan", *GIVEN, "--executor", "inline")
     flat = " ".join(out.split())
     assert code == 0
     assert "from start to end 6 min, one after another, 6 min of CPU time" in flat
@@ -63,46 +60,48 @@ def test_on_the_terminal(call: Callable[..., tuple[int, str, str]]) -> None:
 
 
 def test_without_rates_it_is_not_known(
-    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+    run_on_study: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
-    code, out, _ = call("plan")
+    code, out, _ = run_on_study("plan")
     assert code == 0
     assert "its cost is unknown" in " ".join(out.split())
-    cost = json.loads(call("plan", "--json")[1])["cost"]
+    cost = json.loads(run_on_study("plan", "--json")[1])["cost"]
     assert cost["cpu_hours"] is None
     assert not cost["known"]
     assert {path.name for path in tmp_path.iterdir()} == {"study.yaml"}  # looking writes nothing
 
 
 def test_too_little_memory_is_said(
-    call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+    run_on_study: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What else would not fit either is tried in published/test_rates.py.
     monkeypatch.setattr("orchestrator.cost.memory.find_fitting_changes", lambda *_: ())
-    _, out, _ = call("plan", *GIVEN, "--device-memory", "0.001")
+    _, out, _ = run_on_study("plan", *GIVEN, "--device-memory", "0.001")
     assert "does not fit" in out
 
 
-def test_a_budget_in_the_plan(call: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_budget_in_the_plan(run_on_study: Callable[..., tuple[int, str, str]]) -> None:
     budget = STUDY + f"budget: {{cpu_hours: {300 / 3600}}}\n"  # two seeds take 8 · 30 + 20
-    cost = json.loads(call("plan", *GIVEN, "--json", text=budget)[1])["cost"]
+    cost = json.loads(run_on_study("plan", *GIVEN, "--json", text=budget)[1])["cost"]
     assert cost["budget"]["left_out"]["seeds"] == [2]
     assert cost["cpu_hours"] == pytest.approx(260 / 3600)
     # The command line's is taken in its place.
-    wide = json.loads(call("plan", *GIVEN, "--budget", "cpu_hours=9", "--json", text=budget)[1])
+    wide = json.loads(
+        run_on_study("plan", *GIVEN, "--budget", "cpu_hours=9", "--json", text=budget)[1]
+    )
     assert wide["cost"]["budget"]["left_out"]["trials"] == []
 
 
 def test_a_studys_budget_that_cannot_be_held(
-    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+    run_on_study: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     budget = STUDY + "budget: {hours: 1}\n"
-    code, out, _ = call("plan", text=budget)
+    code, out, _ = run_on_study("plan", text=budget)
     assert code == 0
     assert "budget (hours 1): the study's cost is unknown" in " ".join(out.split())
-    found = json.loads(call("plan", "--json", text=budget)[1])["cost"]
+    found = json.loads(run_on_study("plan", "--json", text=budget)[1])["cost"]
     assert (found["budget"], "is not known" in found["budget_problem"]) == (None, True)
-    assert call("run", text=budget)[0] == 2
+    assert run_on_study("run", text=budget)[0] == 2
     assert {path.name for path in tmp_path.iterdir()} == {"study.yaml"}
 
 
@@ -116,14 +115,14 @@ def test_a_studys_budget_that_cannot_be_held(
         (["--budget", "hours=1"], "budget (hours 1): the study's cost is unknown"),
     ],
 )
-def test_wrong_words_write_nothing(
-    call: Callable[..., tuple[int, str, str]],
+def test_a_wrong_option_writes_nothing(
+    run_on_study: Callable[..., tuple[int, str, str]],
     tmp_path: Path,
     command: str,
     arguments: list[str],
     expected: str,
 ) -> None:
-    code, _, error = call(command, *arguments)
+    code, _, error = run_on_study(command, *arguments)
     assert code == 2
     assert expected in error
     assert len(error.splitlines()) == 1

@@ -11,14 +11,14 @@ from chip_core.config.validation import set_key
 from orchestrator.cost.kinds import LIVE, STORED, answer_kind, start_kind, training_kind
 
 
-def config(**changes: Any) -> TrialConfig:
+def make_config(**changes: Any) -> TrialConfig:
     tree: dict[str, Any] = {"model": "shapes", "objective": "chip"}
     for key, value in changes.items():
         set_key(tree, key.replace("__", "."), value)
     return TrialConfig.model_validate(tree)
 
 
-def kind_of(config: TrialConfig, reference: str = STORED) -> str:
+def find_kind(config: TrialConfig, reference: str = STORED) -> str:
     return training_kind(config, reference, features=False)
 
 
@@ -37,8 +37,8 @@ def kind_of(config: TrialConfig, reference: str = STORED) -> str:
         {"engine__checkpoint_every": 5},
     ],
 )
-def test_the_same_kind(change: dict[str, Any]) -> None:
-    assert kind_of(config(**change)) == kind_of(config())
+def test_settings_that_change_no_time_keep_the_kind(change: dict[str, Any]) -> None:
+    assert find_kind(make_config(**change)) == find_kind(make_config())
 
 
 @pytest.mark.parametrize(
@@ -59,22 +59,22 @@ def test_the_same_kind(change: dict[str, Any]) -> None:
         {"data__source": "other.jsonl"},
     ],
 )
-def test_another_kind(change: dict[str, Any]) -> None:
-    assert kind_of(config(**change)) != kind_of(config())
+def test_settings_that_change_the_time_change_the_kind(change: dict[str, Any]) -> None:
+    assert find_kind(make_config(**change)) != find_kind(make_config())
 
 
 def test_a_computed_reference_is_another_kind() -> None:
-    assert kind_of(config(), LIVE) != kind_of(config(), STORED)
-    assert training_kind(config(), STORED, features=True) != kind_of(config())
+    assert find_kind(make_config(), LIVE) != find_kind(make_config(), STORED)
+    assert training_kind(make_config(), STORED, features=True) != find_kind(make_config())
 
 
 def test_an_answer_is_of_its_model_and_its_benchmark() -> None:
-    made = config(benchmarks__report=["shapes", {"name": "shapes:x", "limit": 3}])
+    made = make_config(benchmarks__report=["shapes", {"name": "shapes:x", "limit": 3}])
     one, other = made.benchmarks.report
     assert answer_kind(made, one) != answer_kind(made, other)
     fewer = one.model_copy(update={"limit": 10})
-    assert answer_kind(made, one) == answer_kind(config(objective="dpo"), fewer)
-    assert answer_kind(made, one) != answer_kind(config(engine__generation_batch=1), one)
-    adapted = config(vision_encoder="lora")  # whose answers pass through adapters
+    assert answer_kind(made, one) == answer_kind(make_config(objective="dpo"), fewer)
+    assert answer_kind(made, one) != answer_kind(make_config(engine__generation_batch=1), one)
+    adapted = make_config(vision_encoder="lora")  # whose answers pass through adapters
     assert answer_kind(made, one) != answer_kind(adapted, one)
-    assert start_kind(made) == start_kind(config(objective="dpo", vision_encoder="trained"))
+    assert start_kind(made) == start_kind(make_config(objective="dpo", vision_encoder="trained"))

@@ -28,8 +28,8 @@ from .conftest import SHORT, STUDY, make_seconds
 HERE = "a processor"
 
 
-def result(**changes: Any) -> TrialResult:
-    """11 steps in 12 s, 2 s of them until the first; the CPU computes half of the time."""
+def make_result(**changes: Any) -> TrialResult:
+    """Make one of 11 steps in 12 s, 2 s until the first; half of the time on the CPU."""
     spent = {"imports": 2.0, "check data": 1.0, "model": 1.0, "train": 12.0}
     spent["score report/shapes"] = 4.0
     how = changes.pop("how", {})
@@ -49,16 +49,16 @@ def result(**changes: Any) -> TrialResult:
 
 
 @pytest.fixture
-def told(small: Plan, tmp_path: Path) -> Callable[..., RateSource | None]:
+def load_rates(small_plan: Plan, tmp_path: Path) -> Callable[..., RateSource | None]:
     """What a ledger with these results of the first trials tells."""
 
     def record(
         *results: TrialResult, here: set[str] | None = frozenset({HERE})
     ) -> RateSource | None:  # type: ignore[assignment]
         ledger = Ledger(tmp_path)
-        for trial, each in zip(small.trials[1:], results, strict=False):
+        for trial, each in zip(small_plan.trials[1:], results, strict=False):
             ledger.record_result(trial, "small", 1, f"trials/{trial.fingerprint}", each)
-        return recorded_rates(small, ledger, tmp_path, here)
+        return recorded_rates(small_plan, ledger, tmp_path, here)
 
     return record
 
@@ -68,7 +68,7 @@ def test_rounds_tell_what_an_answer_took_and_each_trainings_setup(
 ) -> None:
     plan = plan_of(STUDY, overrides={**SHORT, "pairs.rounds": 2})
     phases = {"imports": 2.0, "model": 1.0, "sample pairs": 8.0, "train": 24.0}
-    made = result(
+    made = make_result(
         steps=22,
         seconds={**phases, "first_step": 2.0},
         cpu={phase: value / 2 for phase, value in phases.items()},
@@ -85,57 +85,62 @@ def test_rounds_tell_what_an_answer_took_and_each_trainings_setup(
     assert found.rates["setup", kind].wall == pytest.approx(1.0)
 
 
-def test_phases_as_rates(small: Plan, told: Callable[..., RateSource | None]) -> None:
-    found = told(result())
+def test_phases_as_rates(small_plan: Plan, load_rates: Callable[..., RateSource | None]) -> None:
+    found = load_rates(make_result())
     assert found is not None
     assert found.name == "1 earlier trial on a processor"
-    config = small.trials[1].config
+    config = small_plan.trials[1].config
     kind = training_kind(config, LIVE, features=False)
     assert found.rates["step", kind] == make_seconds(1, 0.5)  # (12 − 2) / 10
-    assert found.rates["setup", kind] == make_seconds(
-        pytest.approx(1), pytest.approx(0.5)
-    )  # 12 − 11
+    # 12 − 11 seconds.
+    assert found.rates["setup", kind] == make_seconds(pytest.approx(1), pytest.approx(0.5))
     assert found.rates["row", row_kind(config)] == make_seconds(0.01, 0.005)
     assert found.rates["model", start_kind(config)] == make_seconds(1, 0.5)
     answer = found.rates["answer", answer_kind(config, config.benchmarks.report[0])]
     assert answer == make_seconds(0.2, 0.1)
 
 
-def test_the_middle_of_several(small: Plan, told: Callable[..., RateSource | None]) -> None:
-    slow = result(seconds={**result().seconds, "model": 9.0})
-    found = told(result(), slow, result())
+def test_the_middle_of_several(
+    small_plan: Plan, load_rates: Callable[..., RateSource | None]
+) -> None:
+    slow = make_result(seconds={**make_result().seconds, "model": 9.0})
+    found = load_rates(make_result(), slow, make_result())
     assert found is not None
     assert found.name.startswith("3 earlier trials")
-    assert found.rates["model", start_kind(small.trials[1].config)].wall == 1
+    assert found.rates["model", start_kind(small_plan.trials[1].config)].wall == 1
 
 
-def test_what_does_not_count(small: Plan, told: Callable[..., RateSource | None]) -> None:
-    kind = training_kind(small.trials[1].config, LIVE, features=False)
-    found = told(result(notes=["resumed after step 3 from x"], how={"taken_over": 5}))
+def test_resumed_and_taken_over_results_give_no_rate(
+    small_plan: Plan, load_rates: Callable[..., RateSource | None]
+) -> None:
+    kind = training_kind(small_plan.trials[1].config, LIVE, features=False)
+    found = load_rates(make_result(notes=["resumed after step 3 from x"], how={"taken_over": 5}))
     assert found is not None
     assert ("step", kind) not in found.rates
     assert not any(quantity == "answer" for quantity, _ in found.rates)
 
 
-def test_other_machines_and_versions_tell_nothing(told: Callable[..., RateSource | None]) -> None:
-    assert told(result(machine="")) is None
-    assert told(result(machine="another")) is None
+def test_other_machines_and_versions_tell_nothing(
+    load_rates: Callable[..., RateSource | None],
+) -> None:
+    assert load_rates(make_result(machine="")) is None
+    assert load_rates(make_result(machine="another")) is None
 
 
-def test_where_none_is_here_any_machine_tells(told: Callable[..., RateSource | None]) -> None:
-    found = told(result(machine="a GPU"), here=None)
+def test_where_none_is_here_any_machine_tells(load_rates: Callable[..., RateSource | None]) -> None:
+    found = load_rates(make_result(machine="a GPU"), here=None)
     assert found is not None
     assert found.name == "1 earlier trial on a GPU"
 
 
 def test_another_studys_trials_tell_by_their_folder(
-    small: Plan, plan_of: Callable[..., Plan], tmp_path: Path
+    small_plan: Plan, plan_of: Callable[..., Plan], tmp_path: Path
 ) -> None:
     other = plan_of(STUDY.replace("study: small", "study: other"), overrides=SHORT, seeds=[7])
     ledger, trial = Ledger(tmp_path), other.trials[1]
     write_json(tmp_path / "trials/x" / CONFIG, trial.config.model_dump(mode="json"))
-    ledger.record_result(trial, "other", 1, "trials/x", result())
-    found = recorded_rates(small, ledger, tmp_path, {HERE})
+    ledger.record_result(trial, "other", 1, "trials/x", make_result())
+    found = recorded_rates(small_plan, ledger, tmp_path, {HERE})
     assert found is not None
-    kind = training_kind(small.trials[1].config, LIVE, features=False)
+    kind = training_kind(small_plan.trials[1].config, LIVE, features=False)
     assert found.rates["step", kind].wall == 1

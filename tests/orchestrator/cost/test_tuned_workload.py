@@ -10,10 +10,10 @@ from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import resolve_search
 
-from ..tuned import STUDY, carry_out
+from ..tuned_study import STUDY, run_missing_trials
 
 
-def workload_of(plan: Plan, folder: Path) -> Workload:
+def make_workload(plan: Plan, folder: Path) -> Workload:
     ledger = Ledger(folder)
     return build_workload(resolve_search(plan, ledger), ledger, folder)
 
@@ -22,7 +22,7 @@ def test_seeds_that_wait_for_their_search_count(
     plan_of: Callable[..., Plan], tmp_path: Path
 ) -> None:
     plan = plan_of(STUDY)
-    found = workload_of(plan, tmp_path).trials
+    found = make_workload(plan, tmp_path).trials
     # the untrained model, 2 arms x 3 draws, 2 arms x 2 seeds that wait
     assert len(found) == 1 + 6 + 4
     assert sum("search" in each.trial.name for each in found) == 6
@@ -41,7 +41,7 @@ def test_a_search_that_came_to_nothing_leaves_no_seeds(
         if trial.name.startswith("chip: search")
     }
     assert len(lost) == 3
-    carry_out(plan, tmp_path, lost)
+    run_missing_trials(plan, tmp_path, lost)
     # the three draws are tried again; the arm's two seeds are not counted while it has failed
-    names = [each.trial.name for each in workload_of(plan, tmp_path).trials]
+    names = [each.trial.name for each in make_workload(plan, tmp_path).trials]
     assert sorted(names) == sorted(lost)

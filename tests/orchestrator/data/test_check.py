@@ -11,17 +11,16 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from orchestrator.cli import main
 from orchestrator.utils import progress
 
-
-def call(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["data", "check", *arguments])
-    return int(ended.value.code or 0)
+from ..program import run_program
 
 
-def row(**changes: Any) -> dict[str, Any]:
+def run_data_check(*arguments: str) -> int:
+    return run_program("data", "check", *arguments)
+
+
+def make_row(**changes: Any) -> dict[str, Any]:
     return {
         "id": "a",
         "image": "a.png",
@@ -35,8 +34,10 @@ def row(**changes: Any) -> dict[str, Any]:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
-    bad = [row(chosen=""), row(image="../b.png")]
-    text = "".join(json.dumps(each) + "\n" for each in (row(), row(rejected_image="a.png"), *bad))
+    bad = [make_row(chosen=""), make_row(image="../b.png")]
+    text = "".join(
+        json.dumps(each) + "\n" for each in (make_row(), make_row(rejected_image="a.png"), *bad)
+    )
     (tmp_path / "pairs.jsonl").write_text(text)
     return tmp_path
 
@@ -44,7 +45,7 @@ def data(tmp_path: Path) -> Path:
 def test_bad_rows_are_listed_and_the_code_is_1(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("pairs.jsonl") == 1
+    assert run_data_check("pairs.jsonl") == 1
     printed = capsys.readouterr()
     assert printed.err == ""
     lines = printed.out.splitlines()
@@ -57,7 +58,7 @@ def test_bad_rows_are_listed_and_the_code_is_1(
 
 
 def test_good_rows_are_measured(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("pairs.jsonl", "--limit", "2", "--json") == 0
+    assert run_data_check("pairs.jsonl", "--limit", "2", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["rows"], found["good"], found["bad"]) == (2, 2, [])
     assert found["figures"]["image width, pixels"]["most"] == 30
@@ -70,14 +71,16 @@ def test_rows_with_an_image_on_either_side_are_counted(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (20, 20)).save(data / "b.png")
-    sides = row(image=None, chosen_image="a.png", rejected_image="b.png")
-    (data / "sides.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (row(), sides)))
-    assert call("sides.jsonl") == 0
+    sides = make_row(image=None, chosen_image="a.png", rejected_image="b.png")
+    (data / "sides.jsonl").write_text(
+        "".join(json.dumps(each) + "\n" for each in (make_row(), sides))
+    )
+    assert run_data_check("sides.jsonl") == 0
     assert "1 rows give chosen and rejected response an image each" in capsys.readouterr().out
-    assert call("sides.jsonl", "--json") == 0
+    assert run_data_check("sides.jsonl", "--json") == 0
     assert json.loads(capsys.readouterr().out)["images_on_either_side"] == 1
     (data / "b.png").write_bytes(b"no picture")
-    assert call("sides.jsonl") == 1
+    assert run_data_check("sides.jsonl") == 1
     assert (
         capsys.readouterr()
         .out.splitlines()[-1]
@@ -86,7 +89,7 @@ def test_rows_with_an_image_on_either_side_are_counted(
 
 
 def test_a_models_tokenizer_counts(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("pairs.jsonl", "--limit", "1", "--model", "shapes", "--json") == 0
+    assert run_data_check("pairs.jsonl", "--limit", "1", "--model", "shapes", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["changed_unit"] == "tokens"
     assert found["figures"]["chosen, tokens"]["most"] == 8
@@ -96,23 +99,23 @@ def test_what_is_read_of_a_folder_is_said(data: Path, capsys: pytest.CaptureFixt
     for number in range(4):
         folder = data / "many" / f"{number}"
         folder.mkdir(parents=True)
-        (folder / "rows.jsonl").write_text(json.dumps(row()) + "\n")
+        (folder / "rows.jsonl").write_text(json.dumps(make_row()) + "\n")
         (folder / "a.png").write_bytes((data / "a.png").read_bytes())
     (data / "many" / ".hidden").mkdir()
     (data / "many" / ".hidden" / "rows.jsonl").write_text("x")
-    assert call("many") == 0
+    assert run_data_check("many") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "many: 4 rows in 4 files, format jsonl"
     assert lines[1] == "read: many/0/rows.jsonl, many/1/rows.jsonl, many/2/rows.jsonl, …"
 
 
 def test_a_recipe_names_the_model(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("pairs.jsonl", "--limit", "1", "--recipe", "shapes", "--json") == 0
+    assert run_data_check("pairs.jsonl", "--limit", "1", "--recipe", "shapes", "--json") == 0
     assert json.loads(capsys.readouterr().out)["changed_unit"] == "tokens"
 
 
 def test_bad_rows_as_json(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("pairs.jsonl", "--json") == 1
+    assert run_data_check("pairs.jsonl", "--json") == 1
     first, _ = json.loads(capsys.readouterr().out)["bad"]
     assert first == {"file": "pairs.jsonl", "line": 3, "reason": "chosen is empty"}
 
@@ -152,7 +155,7 @@ def test_errors_of_the_user_are_one_line_and_code_2(
         monkeypatch.setattr(f"{module}.find_hub_error", lambda *asked: "no route")
     (data / "folder").mkdir()
     (data / "folder" / "a.json").write_text("[]")
-    assert call(*arguments) == 2
+    assert run_data_check(*arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
 

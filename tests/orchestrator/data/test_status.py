@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import main
+from ..program import run_program
 
 
-def call(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["data", "status", *arguments])
-    return int(ended.value.code or 0)
+def run_data_status(*arguments: str) -> int:
+    return run_program("data", "status", *arguments)
 
 
 @pytest.fixture
@@ -26,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_for_people(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("pope", "mmvet", "--benchmark-data", str(folder)) == 0
+    assert run_data_status("pope", "mmvet", "--benchmark-data", str(folder)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[2:5] == [
         "pope  scoring only",
@@ -45,7 +43,7 @@ def test_as_json_and_from_the_environment(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHIP_ABLATE_BENCHMARK_DATA", str(folder))
-    assert call("--json") == 0
+    assert run_data_status("--json") == 0
     found = json.loads(capsys.readouterr().out)["benchmarks"]
     assert len(found) == 12
     pope = found["pope"]
@@ -69,23 +67,23 @@ def test_as_json_and_from_the_environment(
 
 def test_a_wrong_count_is_code_1(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "pope" / "coco_pope_random.json").write_text('{"question_id": 1}\n')
-    assert call("pope", "--benchmark-data", str(folder)) == 1
+    assert run_data_status("pope", "--benchmark-data", str(folder)) == 1
     printed = capsys.readouterr().out
     assert "pope  broken" in printed
     assert "6,001 questions and not the 9,000 published" in printed
 
 
 def test_without_a_folder_it_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("amber") == 0
+    assert run_data_status("amber") == 0
     printed = capsys.readouterr().out
     assert "name one by --benchmark-data or CHIP_ABLATE_BENCHMARK_DATA" in printed
     assert "github.com/junyangwang0410/AMBER" in printed
 
 
 def test_errors_are_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("pop") == 2
+    assert run_data_status("pop") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "did you mean 'pope'" in line
-    assert call("--benchmark-data", "none") == 2
+    assert run_data_status("--benchmark-data", "none") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "no folder none" in line

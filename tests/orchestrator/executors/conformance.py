@@ -37,7 +37,7 @@ CAUSES: dict[str, Cause] = {
     "second_dies": "worker_lost",
 }
 #: Of these, another attempt is made, which ends well.
-RETRIED: tuple[Cause, ...] = ("worker_lost", "memory")
+RETRIED_CAUSES: tuple[Cause, ...] = ("worker_lost", "memory")
 
 
 @dataclass(kw_only=True)
@@ -51,10 +51,10 @@ class Backend:
     workers: int = 1
     jobs: list[Job] = field(default_factory=list)
     events: list[JobEvent] = field(default_factory=list)
-    later: tuple[Job, Job] | None = None  # jobs of which one came after the other
-    look: Callable[[], None] = lambda: None  # called while a job of the first run is at work
+    later_jobs: tuple[Job, Job] | None = None  # jobs of which one came after the other
+    on_progress: Callable[[], None] = lambda: None  # called while a job of the first run is at work
 
-    def job(self, number: int, name: str) -> Job:
+    def make_job(self, number: int, name: str) -> Job:
         """Return a job that does what its name says."""
         engine: dict[str, float] = {"workers_per_trial": self.workers}
         if name == "hangs":
@@ -67,33 +67,33 @@ class Backend:
     def retry(self, failed: JobFailed) -> Job | None:
         """Return the next attempt of a job that failed from outside."""
         job = failed.job
-        if failed.cause not in RETRIED:
+        if failed.cause not in RETRIED_CAUSES:
             return None
         return replace(job, id=f"{job.id}-2", name="steps", folder=self.folder / f"{job.id}-2")
 
-    def first_run(self) -> None:
+    def run_first(self) -> None:
         """Run jobs that end in each way."""
-        self.jobs = [self.job(number, name) for number, name in enumerate(self.names)]
+        self.jobs = [self.make_job(number, name) for number, name in enumerate(self.names)]
 
         def listen(event: JobEvent) -> None:
             self.events.append(event)
             if isinstance(event, JobProgressed):
-                self.look()
+                self.on_progress()
 
         self.executor.run(self.jobs, listen, self.retry)
 
-    def of(self, job: Job) -> list[JobEvent]:
+    def list_events(self, job: Job) -> list[JobEvent]:
         """Return what was told of a job."""
         return [event for event in self.events if event.job.id == job.id]
 
-    def process(self, job: Job) -> str:
+    def read_process_id(self, job: Job) -> str:
         """Return the id of the process that a job of `steps` ran in."""
         return (job.folder / "process-0").read_text()
 
 
-def each_job_has_one_start_then_progress_then_one_end(backend: Backend) -> None:
+def check_each_job_has_one_start_then_progress_then_one_end(backend: Backend) -> None:
     for job in {event.job.id: event.job for event in backend.events}.values():
-        first, *between, last = backend.of(job)
+        first, *between, last = backend.list_events(job)
         assert isinstance(first, JobStarted), job.name
         assert all(isinstance(event, JobProgressed) for event in between), job.name
         assert isinstance(last, JobAnswered | JobFinished | JobFailed), job.name
@@ -106,47 +106,47 @@ def each_job_has_one_start_then_progress_then_one_end(backend: Backend) -> None:
             )
 
 
-def each_failure_has_its_cause(backend: Backend) -> None:
-    ends = {job.name: backend.of(job)[-1] for job in backend.jobs}
+def check_each_failure_has_its_cause(backend: Backend) -> None:
+    ends = {job.name: backend.list_events(job)[-1] for job in backend.jobs}
     causes = {name: end.cause for name, end in ends.items() if isinstance(end, JobFailed)}
     assert causes == {name: CAUSES[name] for name in backend.names if name in CAUSES}
 
 
-def a_retry_is_the_next_to_begin(backend: Backend) -> None:
+def check_a_retry_is_the_next_to_begin(backend: Backend) -> None:
     wanted: list[str] = []
     for job in backend.jobs:
         wanted.append(job.id)
-        if CAUSES.get(job.name) in RETRIED:
+        if CAUSES.get(job.name) in RETRIED_CAUSES:
             wanted.append(f"{job.id}-2")
     begun = [event.job for event in backend.events if isinstance(event, JobStarted)]
     assert [job.id for job in begun if not job.is_scoring] == wanted
     for event in backend.events:
         if isinstance(event, JobFailed):
             retry_job = None if event.retry_job is None else event.retry_job.id
-            assert retry_job == (f"{event.job.id}-2" if event.cause in RETRIED else None)
+            assert retry_job == (f"{event.job.id}-2" if event.cause in RETRIED_CAUSES else None)
 
 
-def answers_are_scored_by_a_job_of_their_own(backend: Backend) -> None:
+def check_answers_are_scored_by_a_job_of_their_own(backend: Backend) -> None:
     [job] = [job for job in backend.jobs if job.name == "answers"]
-    [answered] = [event for event in backend.of(job) if isinstance(event, JobAnswered)]
+    [answered] = [event for event in backend.list_events(job) if isinstance(event, JobAnswered)]
     scoring = answered.scoring_job
     assert (scoring.id, scoring.answers) == (f"{job.id.split('-')[0]}-score-answers", job.folder)
-    first, *_, last = backend.of(scoring)
+    first, *_, last = backend.list_events(scoring)
     assert isinstance(first, JobStarted) and isinstance(last, JobFinished)
     order = [event for event in backend.events if event is answered or event is first]
     assert order == [answered, first]
 
 
-def a_second_run_is_a_run(backend: Backend) -> None:
+def check_a_second_run_works(backend: Backend) -> None:
     events: list[JobEvent] = []
-    job = backend.job(90, "steps")
+    job = backend.make_job(90, "steps")
     backend.executor.run([job], events.append)
     assert isinstance(events[0], JobStarted) and isinstance(events[-1], JobFinished), events
     backend.executor.run([], events.append)
 
 
-def what_comes_later_begins_when_it_is_known(backend: Backend) -> None:
-    first, second = backend.job(93, "steps"), backend.job(94, "steps")
+def check_later_jobs_begin_when_they_are_known(backend: Backend) -> None:
+    first, second = backend.make_job(93, "steps"), backend.make_job(94, "steps")
     events: list[JobEvent] = []
     to_come = [second]
 
@@ -160,22 +160,22 @@ def what_comes_later_begins_when_it_is_known(backend: Backend) -> None:
     backend.executor.run([first], events.append, backend.retry, more)
     order = [event.job.id for event in events if isinstance(event, JobStarted | JobFinished)]
     assert order == [first.id, first.id, second.id, second.id]
-    backend.later = first, second
+    backend.later_jobs = first, second
 
 
-def what_is_raised_by_what_comes_later_comes_out(backend: Backend) -> None:
+def check_an_error_of_the_job_source_is_raised(backend: Backend) -> None:
     def more() -> list[Job] | None:
         raise OSError("no file says what comes")
 
     raised: Exception | None = None
     try:
-        backend.executor.run([backend.job(71, "steps")], lambda event: None, None, more)
+        backend.executor.run([backend.make_job(71, "steps")], lambda event: None, None, more)
     except OSError as error:
         raised = error
     assert str(raised) == "no file says what comes"
 
 
-def what_a_listener_raises_comes_out(backend: Backend) -> None:
+def check_an_error_of_a_listener_is_raised(backend: Backend) -> None:
     for number, moment in ((70, JobStarted), (72, JobFinished)):
         heard: list[JobEvent] = []
 
@@ -186,16 +186,16 @@ def what_a_listener_raises_comes_out(backend: Backend) -> None:
 
         raised: Exception | None = None
         try:
-            backend.executor.run([backend.job(number, "steps")], full)
+            backend.executor.run([backend.make_job(number, "steps")], full)
         except OSError as error:
             raised = error
         assert str(raised) == "no space left on device", moment
         assert [type(event) for event in heard].count(moment) == 1, heard
 
 
-def a_stop_lets_a_job_leave_a_checkpoint(backend: Backend, leaves: bool) -> None:
+def check_a_stopped_job_leaves_a_checkpoint(backend: Backend, leaves: bool) -> None:
     events: list[JobEvent] = []
-    jobs = [backend.job(91, "waits"), backend.job(92, "steps")]
+    jobs = [backend.make_job(91, "waits"), backend.make_job(92, "steps")]
 
     def listen(event: JobEvent) -> None:
         events.append(event)
@@ -215,13 +215,13 @@ def a_stop_lets_a_job_leave_a_checkpoint(backend: Backend, leaves: bool) -> None
     assert (jobs[0].folder / "checkpoint").exists() == leaves
 
 
-QUESTIONS: list[Callable[[Backend], None]] = [
-    each_job_has_one_start_then_progress_then_one_end,
-    each_failure_has_its_cause,
-    a_retry_is_the_next_to_begin,
-    answers_are_scored_by_a_job_of_their_own,
-    what_a_listener_raises_comes_out,
-    a_second_run_is_a_run,
-    what_comes_later_begins_when_it_is_known,
-    what_is_raised_by_what_comes_later_comes_out,
+CHECKS: list[Callable[[Backend], None]] = [
+    check_each_job_has_one_start_then_progress_then_one_end,
+    check_each_failure_has_its_cause,
+    check_a_retry_is_the_next_to_begin,
+    check_answers_are_scored_by_a_job_of_their_own,
+    check_an_error_of_a_listener_is_raised,
+    check_a_second_run_works,
+    check_later_jobs_begin_when_they_are_known,
+    check_an_error_of_the_job_source_is_raised,
 ]

@@ -35,7 +35,7 @@ Stop = Callable[[], bool]
 BEGAN = time.time()
 
 
-def play(job: Job, report: Report, stop: Stop) -> None:
+def run_named_job(job: Job, report: Report, stop: Stop) -> None:
     """Do what the job's name says."""
     globals()[f"_{job.name}"](job, report, stop)
 

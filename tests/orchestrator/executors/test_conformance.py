@@ -32,13 +32,13 @@ from orchestrator.study.early_stopping import EarlyStopping
 
 from ..fakes import FakeExecutor
 from . import ray_jobs
-from .conformance import CAUSES, QUESTIONS, Backend, a_stop_lets_a_job_leave_a_checkpoint
+from .conformance import CAUSES, CHECKS, Backend, check_a_stopped_job_leaves_a_checkpoint
 
 HERE = Path(__file__).parent
 #: Jobs of the first run; on Ray, the first three share a slot.
 ALONE = ["steps", "steps", "boom", "steps", "no_room", "disk_full", "storage_away",
          "answers", "steps"]  # fmt: skip
-EVERY = [*ALONE, "dies_scoring", "killed", "silent", "hangs"]
+EVERY = [*ALONE, "interrupt_scoring", "killed", "silent", "hangs"]
 #: On Ray each job that fails ends its slot, and the next one begins with some 6 CPU s of imports:
 #: of what a job raises, two are told apart in the gate.
 ON_RAY = [name for name in EVERY if name not in ("disk_full", "storage_away")]
@@ -67,16 +67,18 @@ KINDS = [
 pytestmark = pytest.mark.timeout(300)
 
 
-def played(job: Job, report: ray_jobs.Report, stop: ray_jobs.Stop) -> TrialResult | AnsweredTrial:
+def run_inline(
+    job: Job, report: ray_jobs.Report, stop: ray_jobs.Stop
+) -> TrialResult | AnsweredTrial:
     """Run a job of ray_jobs.py in this process."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    ray_jobs.play(job, report, stop)
+    ray_jobs.run_named_job(job, report, stop)
     result = read_result(job.folder) or read_answered(job.folder)
     assert result is not None
     return result
 
 
-def kinds_of_processes() -> set[str]:
+def list_process_kinds() -> set[str]:
     """Return what this process's children are, those of Ray by the names that it gives them."""
     found = set()
     for process in psutil.Process().children(recursive=True):
@@ -86,7 +88,7 @@ def kinds_of_processes() -> set[str]:
 
 
 @contextmanager
-def written(file: Path) -> Iterator[None]:
+def redirect_output(file: Path) -> Iterator[None]:
     """Write to a file what goes to this process's output and error streams."""
     kept = [os.dup(1), os.dup(2)]
     with file.open("w") as out:
@@ -101,7 +103,7 @@ def written(file: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def opened(
+def opened_backend(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, Backend, ExitStack]]:
     """A backend that made its first run, and what closes it."""
@@ -111,11 +113,11 @@ def opened(
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         if kind == "fake":
             lost = {name: [cause] for name, cause in CAUSES.items()}
-            steps = {"answers", "dies_scoring"}
+            steps = {"answers", "interrupt_scoring"}
             fake = FakeExecutor(lost=lost, stop=stop, answers=steps)  # type: ignore[arg-type]
             backend = Backend(executor=fake, stop=stop, names=EVERY, folder=folder)
         elif kind == "inline":
-            patch.setattr(inline, "execute_job", played)
+            patch.setattr(inline, "execute_job", run_inline)
             backend = Backend(executor=InlineExecutor(stop), stop=stop, names=ALONE, folder=folder)
         else:
             patch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
@@ -137,36 +139,36 @@ def opened(
                 folder=folder,
                 workers=workers,
             )
-            stack.enter_context(executor.open([backend.job(0, "steps")]))
+            stack.enter_context(executor.open([backend.make_job(0, "steps")]))
 
         def look() -> None:
             with (folder / "processes").open("a") as file:
-                print(*kinds_of_processes(), file=file)
+                print(*list_process_kinds(), file=file)
 
-        backend.look = look
-        with written(folder / "printed"):
-            backend.first_run()
+        backend.on_progress = look
+        with redirect_output(folder / "printed"):
+            backend.run_first()
         yield kind, backend, stack
 
 
 @pytest.mark.timeout(900)
-def test_the_first_run_comes_to_an_end(opened: tuple[str, Backend, ExitStack]) -> None:
-    _, backend, _ = opened
+def test_the_first_run_comes_to_an_end(opened_backend: tuple[str, Backend, ExitStack]) -> None:
+    _, backend, _ = opened_backend
     assert {event.job.id for event in backend.events} >= {job.id for job in backend.jobs}
 
 
-@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.__name__)
-def test_it_does(
-    opened: tuple[str, Backend, ExitStack], question: Callable[[Backend], None]
+@pytest.mark.parametrize("question", CHECKS, ids=lambda question: question.__name__)
+def test_an_executor_passes_the_check(
+    opened_backend: tuple[str, Backend, ExitStack], question: Callable[[Backend], None]
 ) -> None:
-    question(opened[1])
+    question(opened_backend[1])
 
 
-def test_every_phase_is_told(opened: tuple[str, Backend, ExitStack]) -> None:
-    kind, backend, _ = opened
+def test_every_phase_is_told(opened_backend: tuple[str, Backend, ExitStack]) -> None:
+    kind, backend, _ = opened_backend
     if kind == "fake":
         pytest.skip("it does no work")
-    events = backend.of(backend.jobs[0])
+    events = backend.list_events(backend.jobs[0])
     told = [event.progress for event in events if isinstance(event, JobProgressed)]
     assert told[0] == Progress(phase="start", done=0, total=1)
     assert told[1] == Progress(phase="train", done=1, total=3, figures={"loss": 1.0})
@@ -175,14 +177,14 @@ def test_every_phase_is_told(opened: tuple[str, Backend, ExitStack]) -> None:
 
 
 def test_a_failure_says_why_and_nothing_else_is_printed(
-    opened: tuple[str, Backend, ExitStack],
+    opened_backend: tuple[str, Backend, ExitStack],
 ) -> None:
-    kind, backend, _ = opened
+    kind, backend, _ = opened_backend
     if kind not in ("inline", "ray-1"):
         pytest.skip("their jobs do not fail by these words")
     for job in backend.jobs:
         if job.name in REASONS:
-            [failed] = [event for event in backend.of(job) if isinstance(event, JobFailed)]
+            [failed] = [event for event in backend.list_events(job) if isinstance(event, JobFailed)]
             assert re.fullmatch(REASONS[job.name], failed.reason), failed.reason
         if job.name == "boom":
             assert "second line" in (job.folder / TRACEBACK_FILE).read_text(encoding="utf-8")
@@ -192,24 +194,28 @@ def test_a_failure_says_why_and_nothing_else_is_printed(
 
 
 def test_a_slot_is_used_again_until_a_job_fails_in_it(
-    opened: tuple[str, Backend, ExitStack],
+    opened_backend: tuple[str, Backend, ExitStack],
 ) -> None:
-    kind, backend, _ = opened
+    kind, backend, _ = opened_backend
     if kind != "ray-1":
         pytest.skip("slots are of Ray's jobs of one worker")
     first, second, _, third = (job for job in backend.jobs[:4])
-    assert backend.process(first) == backend.process(second) != backend.process(third)
-    assert not psutil.pid_exists(int(backend.process(first)))
+    assert (
+        backend.read_process_id(first)
+        == backend.read_process_id(second)
+        != backend.read_process_id(third)
+    )
+    assert not psutil.pid_exists(int(backend.read_process_id(first)))
     # Answers are scored in another process, and the next job finds the training's free.
     [at] = [number for number, job in enumerate(backend.jobs) if job.name == "answers"]
     answering, scoring = (
         (backend.jobs[at].folder / f"{step}-process").read_text()
         for step in ("answering", "scoring")
     )
-    assert backend.process(backend.jobs[at + 1]) == answering != scoring
+    assert backend.read_process_id(backend.jobs[at + 1]) == answering != scoring
     # What comes later finds the slot of what it came after.
-    assert backend.later is not None
-    assert len({backend.process(job) for job in backend.later}) == 1
+    assert backend.later_jobs is not None
+    assert len({backend.read_process_id(job) for job in backend.later_jobs}) == 1
     # A trial of one worker is its slot: Train starts no process beside it.
     kinds = set((backend.folder / "processes").read_text().split())
     assert "ray::ImplicitFunc" in kinds
@@ -217,8 +223,8 @@ def test_a_slot_is_used_again_until_a_job_fails_in_it(
     assert not kinds & {f"ray::{name}" for name in train}, kinds
 
 
-def test_a_scorer_that_dies_is_replaced(opened: tuple[str, Backend, ExitStack]) -> None:
-    kind, backend, _ = opened
+def test_a_scorer_that_dies_is_replaced(opened_backend: tuple[str, Backend, ExitStack]) -> None:
+    kind, backend, _ = opened_backend
     if kind != "ray-1":
         pytest.skip("scorers are Ray's")
     ends = [e for e in backend.events if e.job.is_scoring and e.job.name != "answers"]
@@ -229,12 +235,12 @@ def test_a_scorer_that_dies_is_replaced(opened: tuple[str, Backend, ExitStack]) 
     assert finished.job.id == failed.retry_job.id
 
 
-def test_early_stopping_ends_a_training(opened: tuple[str, Backend, ExitStack]) -> None:
-    kind, backend, _ = opened
+def test_early_stopping_ends_a_training(opened_backend: tuple[str, Backend, ExitStack]) -> None:
+    kind, backend, _ = opened_backend
     if not kind.startswith("ray"):
         pytest.skip("early stopping is Ray's")
     jobs = [
-        replace(backend.job(80 + n, name), can_stop_early=name != "spared")
+        replace(backend.make_job(80 + n, name), can_stop_early=name != "spared")
         for n, name in enumerate(("ahead", "behind", "spared"))
     ]
     events: list[JobEvent] = []
@@ -247,13 +253,17 @@ def test_early_stopping_ends_a_training(opened: tuple[str, Backend, ExitStack]) 
     assert 25 <= int((jobs[1].folder / "steps").read_text()) < 60
 
 
-def test_a_stop_lets_a_job_leave_a_checkpoint(opened: tuple[str, Backend, ExitStack]) -> None:
-    kind, backend, _ = opened
-    a_stop_lets_a_job_leave_a_checkpoint(backend, leaves=kind != "fake")  # which does no work
+def test_a_stop_lets_a_job_leave_a_checkpoint(
+    opened_backend: tuple[str, Backend, ExitStack],
+) -> None:
+    kind, backend, _ = opened_backend
+    check_a_stopped_job_leaves_a_checkpoint(backend, leaves=kind != "fake")  # which does no work
 
 
-def test_nothing_is_left(opened: tuple[str, Backend, ExitStack]) -> None:
-    kind, backend, stack = opened
+def test_a_closed_executor_leaves_no_process_behind(
+    opened_backend: tuple[str, Backend, ExitStack],
+) -> None:
+    kind, backend, stack = opened_backend
     before = psutil.Process().children(recursive=True)  # workers: children of what ends first
     stack.close()
     assert not ray.is_initialized()

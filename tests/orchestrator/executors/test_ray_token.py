@@ -12,7 +12,7 @@ from orchestrator.executors.ray import token as ray_token
 
 
 @pytest.fixture
-def file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def token_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in (
         ray_token.AUTH_MODE_VARIABLE,
@@ -23,25 +23,25 @@ def file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / ".ray" / "auth_token"
 
 
-def mode(path: Path) -> int:
+def get_mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_one_is_made_before_ray_makes_it(file: Path) -> None:
+def test_a_private_token_is_created_once(token_file: Path) -> None:
     ray_token.create_private_token()
-    assert (mode(file), mode(file.parent)) == (0o600, 0o700)
-    token = file.read_text()
+    assert (get_mode(token_file), get_mode(token_file.parent)) == (0o600, 0o700)
+    token = token_file.read_text()
     assert len(token) == 64  # 32 bytes in hex
     ray_token.create_private_token()
-    assert file.read_text() == token
+    assert token_file.read_text() == token
 
 
-def test_one_that_others_can_read_is_closed(file: Path) -> None:
-    file.parent.mkdir()
-    file.write_text("abc")
-    file.chmod(0o644)
+def test_a_token_that_others_can_read_is_made_private(token_file: Path) -> None:
+    token_file.parent.mkdir()
+    token_file.write_text("abc")
+    token_file.chmod(0o644)
     ray_token.create_private_token()
-    assert (mode(file), file.read_text()) == (0o600, "abc")
+    assert (get_mode(token_file), token_file.read_text()) == (0o600, "abc")
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def test_one_that_others_can_read_is_closed(file: Path) -> None:
     ],
 )
 def test_what_the_user_says_is_let_be(
-    file: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+    token_file: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
     ray_token.create_private_token()
-    assert not file.exists()
+    assert not token_file.exists()
 
 
-def test_a_place_that_cannot_be_written_is_told(file: Path) -> None:
-    file.parent.write_text("a file where the folder should be")
+def test_a_place_that_cannot_be_written_is_told(token_file: Path) -> None:
+    token_file.parent.write_text("a file where the folder should be")
     with pytest.raises(UserError, match="cannot be made private"):
         ray_token.create_private_token()

@@ -40,7 +40,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
-def helper_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+def _importable_ray_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
 
 
@@ -53,16 +53,16 @@ def cluster() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-def job(folder: Path, number: int, name: str, **engine: float) -> Job:
-    """A job whose worker does what its name says."""
+def make_job(folder: Path, number: int, name: str, **engine: float) -> Job:
+    """Make a job whose worker does what its name says."""
     config = TrialConfig(
         model=ModelConfig(path="shapes"), engine=EngineConfig.model_validate(engine)
     )
     return Job(id=f"j{number}", name=name, config=config, folder=folder / f"{number}-{name}")
 
 
-def ends(events: list[JobEvent]) -> dict[str, str]:
-    """How each job ended, by its name."""
+def list_endings(events: list[JobEvent]) -> dict[str, str]:
+    """List how each job ended, by its name."""
     return {
         event.job.name: event.reason if isinstance(event, JobFailed) else "finished"
         for event in events
@@ -70,11 +70,11 @@ def ends(events: list[JobEvent]) -> dict[str, str]:
     }
 
 
-def children() -> set[psutil.Process]:
+def list_child_processes() -> set[psutil.Process]:
     return set(psutil.Process().children(recursive=True))
 
 
-def alive(processes: set[psutil.Process]) -> set[str]:
+def find_alive(processes: set[psutil.Process]) -> set[str]:
     """Return which of processes are alive, but for the one that Python keeps for its own pools."""
     found = set()
     for process in processes:
@@ -102,11 +102,11 @@ def test_several_workers_share_a_trial(tmp_path: Path) -> None:
 
     RayTuneExecutor(workdir=tmp_path / "work", entry="ray_jobs:play").run(jobs, events.append)
 
-    assert ends(events) == {
+    assert list_endings(events) == {
         "trains": "finished",
         "second_dies": "the worker process died (killed, out of memory, or crashed)",
     }
-    assert alive(children()) == set()
+    assert find_alive(list_child_processes()) == set()
     [result] = [e.result for e in events if isinstance(e, JobFinished) and e.job.name == "trains"]
     told = [e.progress for e in events if isinstance(e, JobProgressed) and e.job.name == "trains"]
     assert {progress.phase for progress in told} == {
@@ -126,7 +126,7 @@ def test_several_workers_share_a_trial(tmp_path: Path) -> None:
 
 def test_a_trial_that_fits_nowhere() -> None:
     nodes = [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0}]
-    wanted = job_request(job(Path("a"), 1, "steps", workers_per_trial=8, gpus_per_worker=1))
+    wanted = job_request(make_job(Path("a"), 1, "steps", workers_per_trial=8, gpus_per_worker=1))
     with pytest.raises(
         UserError,
         match="^a trial has 8 workers, and each asks for 1 CPU and 1 GPU, and here has 8 CPU and 4 "
@@ -139,13 +139,16 @@ def test_as_many_run_at_once_as_fit_and_are_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "_local_resources", lambda: {"CPU": 4.0, "GPU": 0.0})
-    one, two = job(tmp_path, 1, "steps"), job(tmp_path, 2, "steps", cpus_per_worker=2)
+    one, two = make_job(tmp_path, 1, "steps"), make_job(tmp_path, 2, "steps", cpus_per_worker=2)
     at_once = [
         RayTuneExecutor(workdir=tmp_path, max_concurrent=wanted).count_slots(each)
         for each in (one, two)
         for wanted in (None, 3, 9)
     ]
-    assert replace(job(tmp_path, 3, "steps", workers_per_trial=2), untrained=True).num_workers == 1
+    assert (
+        replace(make_job(tmp_path, 3, "steps", workers_per_trial=2), untrained=True).num_workers
+        == 1
+    )
     assert at_once == [4, 3, 4, 2, 2, 2]  # 4 CPU hold four jobs of one, two of two
 
 
@@ -161,32 +164,32 @@ def test_ctrl_c_stops_jobs_and_ray(tmp_path: Path) -> None:
     def stop_at_work(event: JobEvent) -> None:
         events.append(event)
         if isinstance(event, JobProgressed):
-            started.update(children())
+            started.update(list_child_processes())
             threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     try:
         with pytest.raises(KeyboardInterrupt):
             RayTuneExecutor(workdir=tmp_path, entry="ray_jobs:play").run(
-                [job(tmp_path, 1, "sleeps")], stop_at_work
+                [make_job(tmp_path, 1, "sleeps")], stop_at_work
             )
     finally:
         signal.signal(signal.SIGINT, before)
 
-    assert ends(events) == {}
+    assert list_endings(events) == {}
     assert len(started) > 3  # Ray's own, and the slot, which sleeps when its Ray is gone
-    assert alive(started) == set()
+    assert find_alive(started) == set()
 
 
 @pytest.mark.ray
 def test_a_cluster_is_used_and_left_running(tmp_path: Path, cluster: Cluster) -> None:
     names = ["environment", "killed", "steps"]
-    jobs = [job(tmp_path, number, name) for number, name in enumerate(names)]
+    jobs = [make_job(tmp_path, number, name) for number, name in enumerate(names)]
     events: list[JobEvent] = []
 
     executor = RayTuneExecutor(workdir=tmp_path, address=cluster.address, entry="ray_jobs:play")
     executor.run(jobs, events.append)
 
-    assert ends(events) == {
+    assert list_endings(events) == {
         "environment": "finished",
         "killed": "the worker process died (killed, out of memory, or crashed)",
         "steps": "finished",  # the one CPU is free again
@@ -196,13 +199,13 @@ def test_a_cluster_is_used_and_left_running(tmp_path: Path, cluster: Cluster) ->
     assert {name: 1.0 for name in PROCESS_ENVIRONMENT} in told
     assert not ray.is_initialized()
     with pytest.raises(UserError, match="a worker asks for 2 CPU, and the cluster has 1 CPU"):
-        executor.run([job(tmp_path, 3, "steps", cpus_per_worker=2)], events.append)
+        executor.run([make_job(tmp_path, 3, "steps", cpus_per_worker=2)], events.append)
     ray.init(address=cluster.address, log_to_driver=False)
     assert ray.cluster_resources()["CPU"] == 1
 
 
 def test_a_worker_that_fits_nowhere(tmp_path: Path) -> None:
-    wanted = [job(tmp_path, 1, "steps", cpus_per_worker=999)]
+    wanted = [make_job(tmp_path, 1, "steps", cpus_per_worker=999)]
     with pytest.raises(UserError, match="a worker asks for 999 CPU, and this machine has"):
         RayTuneExecutor(workdir=tmp_path).run(wanted, lambda event: None)
     assert not ray.is_initialized()
@@ -219,9 +222,10 @@ def test_a_worker_that_fits_nowhere(tmp_path: Path) -> None:
 def test_an_address_that_leads_nowhere(tmp_path: Path, address: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         RayTuneExecutor(workdir=tmp_path, address=address).run(
-            [job(tmp_path, 1, "steps")], lambda event: None
+            [make_job(tmp_path, 1, "steps")], lambda event: None
         )
 
 
 def test_no_jobs_need_no_ray(tmp_path: Path) -> None:
     RayTuneExecutor(workdir=tmp_path, address="ray://nowhere").run([], lambda event: None)
+    assert not ray.is_initialized()

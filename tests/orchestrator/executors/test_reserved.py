@@ -16,7 +16,7 @@ from orchestrator.executors.inline import InlineExecutor
 from orchestrator.executors.ray import session
 
 
-def job(gpus: float) -> Job:
+def make_job(gpus: float) -> Job:
     config = TrialConfig.model_validate({"model": "shapes", "engine": {"gpus_per_worker": gpus}})
     return Job(id="a-1", name="a", config=config, folder=Path("a"))
 
@@ -32,7 +32,7 @@ def test_inline_the_last_gpus_are_the_server_s(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match="takes 3 GPU of its own, .*sees 3: write serves: trial"):
         executor.reserve_gpus(3).__enter__()
     on_cpu = TrialConfig.model_validate({"model": "shapes", "engine": {"device": "cpu"}})
-    with executor.open([replace(job(0.0), config=on_cpu)]), executor.reserve_gpus(3) as none:
+    with executor.open([replace(make_job(0.0), config=on_cpu)]), executor.reserve_gpus(3) as none:
         assert none == ()
 
 
@@ -51,11 +51,11 @@ def test_on_ray_what_cannot_be_held_is_refused(
     nodes: list[dict[str, Any]], problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "alive_node_resources", lambda: nodes)
-    with pytest.raises(UserError, match=problem), session.reserve_node_gpus(1, [job(1.0)]):
+    with pytest.raises(UserError, match=problem), session.reserve_node_gpus(1, [make_job(1.0)]):
         pass
 
 
 def test_jobs_at_once_are_those_beside_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "_local_resources", lambda: {"CPU": 8.0, "GPU": 4.0})
-    assert session.count_concurrent_jobs(None, [job(1.0)], None) == 4
-    assert session.count_concurrent_jobs(None, [job(1.0)], None, reserved_gpus=1) == 3
+    assert session.count_concurrent_jobs(None, [make_job(1.0)], None) == 4
+    assert session.count_concurrent_jobs(None, [make_job(1.0)], None, reserved_gpus=1) == 3

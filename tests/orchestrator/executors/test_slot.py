@@ -61,7 +61,7 @@ def exits(job: Job, report: Callable[[Progress], None], stop: Callable[[], bool]
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+def tune_reports(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """What is reported to Tune."""
     reports: list[dict[str, Any]] = []
     monkeypatch.setattr(slot.tune, "report", reports.append)
@@ -70,7 +70,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     ENCODINGS.disable()
 
 
-def payload(folder: Path, entry: str, **engine: Any) -> JobPayload:
+def make_payload(folder: Path, entry: str, **engine: Any) -> JobPayload:
     config = TrialConfig(
         model=ModelConfig(path="shapes"), engine=EngineConfig.model_validate(engine)
     )
@@ -86,13 +86,13 @@ def payload(folder: Path, entry: str, **engine: Any) -> JobPayload:
 
 
 def test_a_job_that_ends_well_leaves_its_slot_to_the_next(
-    tmp_path: Path, told: list[dict[str, Any]]
+    tmp_path: Path, tune_reports: list[dict[str, Any]]
 ) -> None:
     for _ in range(2):
-        run_slot({PAYLOAD_KEY: payload(tmp_path, "ends_well")})
-    assert [report.get(OUTCOME_KEY) for report in told] == [None, None, JobOutcome()] * 2
-    assert told[1][PERCENT_KEY] == 25 and told[1][METRIC] == 0.5  # step 1 of 4
-    assert PERCENT_KEY not in told[0] and PERCENT_KEY not in told[2]
+        run_slot({PAYLOAD_KEY: make_payload(tmp_path, "ends_well")})
+    assert [report.get(OUTCOME_KEY) for report in tune_reports] == [None, None, JobOutcome()] * 2
+    assert tune_reports[1][PERCENT_KEY] == 25 and tune_reports[1][METRIC] == 0.5  # step 1 of 4
+    assert PERCENT_KEY not in tune_reports[0] and PERCENT_KEY not in tune_reports[2]
     assert not (tmp_path / "j" / HANG_FILE).exists()
 
 
@@ -107,11 +107,11 @@ def test_a_job_that_ends_well_leaves_its_slot_to_the_next(
     ],
 )
 def test_a_job_that_fails_is_told_and_ends_its_slot(
-    tmp_path: Path, told: list[dict[str, Any]], entry: str, cause: str, reason: str
+    tmp_path: Path, tune_reports: list[dict[str, Any]], entry: str, cause: str, reason: str
 ) -> None:
     with pytest.raises(SlotRetired, match=reason):
-        run_slot({PAYLOAD_KEY: payload(tmp_path, entry)})
-    [report] = told
+        run_slot({PAYLOAD_KEY: make_payload(tmp_path, entry)})
+    [report] = tune_reports
     assert report[OUTCOME_KEY].cause == cause
     assert report[OUTCOME_KEY].reason.startswith(reason)
     assert "Traceback" in (tmp_path / "j" / TRACEBACK_FILE).read_text()
@@ -119,15 +119,14 @@ def test_a_job_that_fails_is_told_and_ends_its_slot(
 
 
 def test_a_slot_that_holds_too_much_memory_ends_after_its_job_is_told(
-    tmp_path: Path, told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tune_reports: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = psutil.Process().memory_info().rss
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=1.25 * held))
     with pytest.raises(SlotRetired, match=r"it holds (7\d|8\d|9\d) % of the machine's memory"):
-        run_slot(
-            {PAYLOAD_KEY: payload(tmp_path, "ends_well")}
-        )  # 1/1.25 = 80 %, and what it grew by
-    assert told[-1][OUTCOME_KEY] == JobOutcome()
+        # 1 / 1.25 = 80 %, and what the process grew by.
+        run_slot({PAYLOAD_KEY: make_payload(tmp_path, "ends_well")})
+    assert tune_reports[-1][OUTCOME_KEY] == JobOutcome()
 
 
 def test_tune_ends_a_training_at_its_report(
@@ -138,7 +137,7 @@ def test_tune_ends_a_training_at_its_report(
 
     monkeypatch.setattr(slot.tune, "report", stops)
     with pytest.raises(SystemExit) as end:
-        run_slot({PAYLOAD_KEY: payload(tmp_path, "ends_well")})
+        run_slot({PAYLOAD_KEY: make_payload(tmp_path, "ends_well")})
     assert end.value.code == 0  # Tune's own way out: nothing is told of the job, and no traceback
     assert not (tmp_path / "j" / TRACEBACK_FILE).exists()
     BASE_MODELS.disable()
@@ -146,13 +145,13 @@ def test_tune_ends_a_training_at_its_report(
 
 
 def test_a_process_for_each_trial_keeps_no_base_model(
-    tmp_path: Path, told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tune_reports: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
     monkeypatch.setattr(BASE_MODELS, "enable", lambda: asked.append(True))
-    run_slot({PAYLOAD_KEY: payload(tmp_path, "ends_well", fresh_process=True)})
+    run_slot({PAYLOAD_KEY: make_payload(tmp_path, "ends_well", fresh_process=True)})
     assert asked == []
-    run_slot({PAYLOAD_KEY: payload(tmp_path, "ends_well")})
+    run_slot({PAYLOAD_KEY: make_payload(tmp_path, "ends_well")})
     assert asked == [True]
 
 
@@ -177,15 +176,15 @@ class FakeTrial:
     status: str = "RUNNING"
 
 
-class Trials:
+class SchedulerStub:
     """Tune's trials as a scheduler sees them, and what it says to their reports."""
 
     def __init__(self, tmp_path: Path, rule: EarlyStopping) -> None:
         self._folder, self._scheduler = tmp_path, make_scheduler(rule)
 
     def begin(self, name: str, *, can_stop_early: bool = True) -> FakeTrial:
-        job = replace(payload(self._folder, "ends_well").job, can_stop_early=can_stop_early)
-        config = {PAYLOAD_KEY: replace(payload(self._folder, "ends_well"), job=job)}
+        job = replace(make_payload(self._folder, "ends_well").job, can_stop_early=can_stop_early)
+        config = {PAYLOAD_KEY: replace(make_payload(self._folder, "ends_well"), job=job)}
         trial = FakeTrial(trial_id=name, config=config)
         self._scheduler.on_trial_add(None, trial)
         return trial
@@ -207,7 +206,7 @@ def test_a_rule_cuts_what_falls_behind_spares_what_may_not_be_cut_and_survives_e
 ) -> None:
     more = {"min_trials": 1} if method == "median" else {"reduction_factor": 2}
     rule = EarlyStopping.model_validate({"method": method, "metric": METRIC, "grace": 0.25, **more})
-    trials = Trials(tmp_path, rule)
+    trials = SchedulerStub(tmp_path, rule)
     good = trials.begin("good")
     for percent in (20, 25, 50, 75, 100):
         assert trials.report(good, percent, 1.0) == TrialScheduler.CONTINUE

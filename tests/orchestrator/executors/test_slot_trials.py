@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ from chip_core.config.trial import TrialConfig
 from orchestrator.executors.base import Job, JobAnswered, JobEvent, JobFinished
 from orchestrator.executors.ray.tuner import RayTuneExecutor
 from orchestrator.jobs.attempt import execute_job
+
+from ...chip_core.trainings import hash_outputs
 
 SHORT: dict[str, Any] = {
     "model": "shapes",
@@ -27,16 +28,6 @@ SEQUENCE: list[dict[str, Any]] = [
     {"model": {"path": "shapes", "dtype": "bf16"}, "language_model": "lora"},
     {"objective": "chip", "vision_encoder": "trained"},
 ]
-
-
-def left(folder: Path) -> dict[str, str]:
-    """Return the hashes of a trial's weights and answers."""
-    files = [*folder.glob("model/*.safetensors"), *folder.glob("responses/**/*.jsonl")]
-    assert len(files) >= 2
-    return {
-        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in files
-    }
 
 
 # test_base_models.py holds it in a process without Ray, and e2e/test_program.py two trials on Ray.
@@ -58,5 +49,6 @@ def test_trials_of_one_slot_equal_trials_by_themselves(tmp_path: Path) -> None:
     assert sorted(ended) == [each.name for each in jobs]
     for number, settings in enumerate(SEQUENCE[:4]):
         execute_job(job(f"alone-{number}", settings), lambda progress: None)
-        assert left(tmp_path / f"slot-{number}") == left(tmp_path / f"alone-{number}"), settings
-    assert left(tmp_path / "slot-4") == left(tmp_path / "slot-0")
+        alone = hash_outputs(tmp_path / f"alone-{number}")
+        assert hash_outputs(tmp_path / f"slot-{number}") == alone, settings
+    assert hash_outputs(tmp_path / "slot-4") == hash_outputs(tmp_path / "slot-0")

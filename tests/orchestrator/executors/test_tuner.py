@@ -32,13 +32,13 @@ KILLED = OutOfMemoryError(
 )
 
 
-def job(folder: Path, name: str, workers: int = 1) -> Job:
+def make_job(folder: Path, name: str, workers: int = 1) -> Job:
     engine = EngineConfig(workers_per_trial=workers)
     config = TrialConfig(model=ModelConfig(path="shapes"), engine=engine)
     return Job(id=name, name=name, config=config, folder=folder / name)
 
 
-class FirstRunIsKilled:
+class FirstRunKilledTuner:
     """A Tuner: its first run ends since Ray killed a slot, its second runs all that is left."""
 
     runs = 0
@@ -79,15 +79,15 @@ def test_a_slot_that_ray_kills_for_memory_ends_no_run(
     monkeypatch.setattr(tuner, "connect_ray", connected)
     monkeypatch.setattr(tuner, "count_concurrent_jobs", lambda *given: 2)
     monkeypatch.setattr(tuner, "alive_node_resources", lambda: [])
-    monkeypatch.setattr("ray.tune.Tuner", FirstRunIsKilled)
-    FirstRunIsKilled.runs = 0
+    monkeypatch.setattr("ray.tune.Tuner", FirstRunKilledTuner)
+    FirstRunKilledTuner.runs = 0
     events: list[JobEvent] = []
 
     def retry(failed: JobFailed) -> Job:
         name = f"{failed.job.id}-2"
         return replace(failed.job, id=name, folder=tmp_path / name)
 
-    jobs = [job(tmp_path, name) for name in ("bystander", "large", "later")]
+    jobs = [make_job(tmp_path, name) for name in ("bystander", "large", "later")]
     RayTuneExecutor(workdir=tmp_path / "work").run(jobs, events.append, retry)
 
     # The third had no slot in the first run; both of the first come again, before it.
@@ -117,7 +117,7 @@ def test_what_waits_for_a_place_is_told_after_a_minute_and_then_more_and_more_se
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": there}])
     group = {"state": "PENDING"}
     monkeypatch.setattr(session, "placement_group_table", lambda: {"1": group})
-    payload = SimpleNamespace(job=job(tmp_path, "dpo, seed 0"), resources=wanted)
+    payload = SimpleNamespace(job=make_job(tmp_path, "dpo, seed 0"), resources=wanted)
     first, second, third = (
         SimpleNamespace(trial_id=name, status=status, config={PAYLOAD_KEY: payload})
         for name, status in (("1", "RUNNING"), ("2", "PENDING"), ("3", "PENDING"))
@@ -173,7 +173,7 @@ def test_workers_that_wait_for_their_places_are_told_of(
     monkeypatch.setattr("ray.available_resources", lambda: there)
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": there}])
     monkeypatch.setattr(session, "placement_group_table", lambda: {"1": {"state": "PENDING"}})
-    alone, four = job(tmp_path, "alone"), job(tmp_path, "four", workers=4)
+    alone, four = make_job(tmp_path, "alone"), make_job(tmp_path, "four", workers=4)
     trials = [
         SimpleNamespace(
             trial_id=each.name,

@@ -47,7 +47,7 @@ def workdir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def answered(workdir: Path) -> Callable[..., Ledger]:
+def write_answers(workdir: Path) -> Callable[..., Ledger]:
     """Leave what trials leave: answers by arm and seed, and what each item's `hal` is."""
 
     def leave(

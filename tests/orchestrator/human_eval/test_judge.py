@@ -15,7 +15,6 @@ import pytest
 
 from chip_core.utils.errors import UserError
 from orchestrator.analysis import prediction_powered_mean
-from orchestrator.cli import main
 from orchestrator.human_eval.assignment import draw_sheets
 from orchestrator.human_eval.comparison import build_comparison, comparison_to_json
 from orchestrator.human_eval.judge import JudgeValues, compute_agreement, load_judge_values
@@ -34,22 +33,22 @@ from orchestrator.state.ledger import Ledger
 ITEMS = [f"test/{number}" for number in range(40)]
 
 
-def answers(arm: str, seed: int) -> dict[str, str]:
-    """The arms agree on the first 4 items."""
+def make_answers(arm: str, seed: int) -> dict[str, str]:
+    """Make answers on whose first 4 items the arms agree."""
     return {
         item: "nothing" if place < 4 else f"{arm} {seed} {item}" for place, item in enumerate(ITEMS)
     }
 
 
-def hal(arm: str, seed: int) -> dict[str, float]:
+def make_hal_scores(arm: str, seed: int) -> dict[str, float]:
     """By the judge dpo hallucinates on two items of four, chip on one of four, moved by seed."""
     every = {"dpo": (0, 1), "chip": (0,)}[arm]
     return {item: float((place + seed) % 4 in every) for place, item in enumerate(ITEMS)}
 
 
 @pytest.fixture
-def ledger(plan: Plan, answered: Callable[..., Ledger]) -> Ledger:
-    return answered(plan, answers, hal)
+def ledger(plan: Plan, write_answers: Callable[..., Ledger]) -> Ledger:
+    return write_answers(plan, make_answers, make_hal_scores)
 
 
 @pytest.fixture
@@ -78,8 +77,9 @@ def test_choices_on_sheets_correct_the_judges_win_less_lose(
 ) -> None:
     pool = load_answer_pool(plan, ledger, workdir, arms=("dpo", "chip"), benchmark="shapes")
     key = draw_sheets(pool, study="small", items=20, annotators=1, overlap=None, seed=0)
+    # Lower is better.
     verdicts: dict[tuple[str, int], int] = {
-        (item, seed): int(hal("dpo", seed)[item] - hal("chip", seed)[item])  # lower is better
+        (item, seed): int(make_hal_scores("dpo", seed)[item] - make_hal_scores("chip", seed)[item])
         for seed in (0, 1)
         for item in ITEMS[4:]
     }
@@ -146,7 +146,7 @@ def test_labels_correct_each_arm_and_the_difference(
         arm, seed = (row["answer"].split() + ["", ""])[:2]
         if arm == "nothing":
             return ""
-        return int(hal(arm, int(seed))[row["item"]] or place % 8 == 5)
+        return int(make_hal_scores(arm, int(seed))[row["item"]] or place % 8 == 5)
 
     file = fill_labels(text, label, tmp_path / "labels.csv")
     labels = read_labels([file], plan, judge)
@@ -158,10 +158,13 @@ def test_labels_correct_each_arm_and_the_difference(
     some = sorted(labels["chip"])
     own = {item: next(iter(seeds)) for item, seeds in labels["chip"].items()}
     expected = prediction_powered_mean(
-        [(hal("chip", 0)[item] + hal("chip", 1)[item]) / 2 for item in ITEMS],
+        [
+            (make_hal_scores("chip", 0)[item] + make_hal_scores("chip", 1)[item]) / 2
+            for item in ITEMS
+        ],
         [ITEMS.index(item) for item in some],
         [labels["chip"][item][own[item]][0] for item in some],
-        [hal("chip", own[item])[item] for item in some],
+        [make_hal_scores("chip", own[item])[item] for item in some],
     )
     assert chip["corrected"]["value"] == pytest.approx(100 * expected.corrected.value)
     assert chip["corrected"]["value"] > 25
@@ -178,12 +181,15 @@ def test_labels_correct_each_arm_and_the_difference(
     both = [item for item in some if item in labels["dpo"]]
     difference = prediction_powered_mean(
         [
-            fmean(hal("chip", seed)[item] - hal("dpo", seed)[item] for seed in (0, 1))
+            fmean(
+                make_hal_scores("chip", seed)[item] - make_hal_scores("dpo", seed)[item]
+                for seed in (0, 1)
+            )
             for item in ITEMS
         ],
         [ITEMS.index(item) for item in both],
         apart(lambda arm, seed, item: labels[arm][item][seed][0]),
-        apart(lambda arm, seed, item: hal(arm, seed)[item]),
+        apart(lambda arm, seed, item: make_hal_scores(arm, seed)[item]),
         paired=True,
     )
     assert difference.corrected.interval is not None
@@ -234,19 +240,16 @@ def test_a_metric_without_outcomes_or_name_is_refused(
             load_judge_values(plan, ledger, workdir, benchmark="shapes", metric=metric)
 
 
-def test_the_commands(
+def test_the_commands_export_and_import_labels(
     study: Path,
     plan: Plan,
     ledger: Ledger,
     workdir: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    run_captured: Callable[..., tuple[int, str, str]],
 ) -> None:
     def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([*map(str, arguments), "--workdir", str(workdir)])
-        said = capsys.readouterr()
-        return int(str(ended.value.code)), said.out, said.err
+        return run_captured(*arguments, "--workdir", workdir)
 
     of = ("--benchmark", "shapes", "--metric", "shapes/hal")
     out = tmp_path / "drawn.csv"

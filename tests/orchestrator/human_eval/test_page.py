@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from chip_core.config.benchmark import DataPaths
-from orchestrator.cli import main
 from orchestrator.human_eval.assignment import SheetKey, draw_sheets
 from orchestrator.human_eval.comparison import build_comparison
 from orchestrator.human_eval.pairs import AnswerPool, load_answer_pool, load_item_images
@@ -22,8 +21,9 @@ from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
 from orchestrator.tracking.client import MlflowStore
 
-from ...browser import Browser, browser, needs_browser, wait_for
+from ...browser import Browser, needs_browser, open_browser, wait_for
 from ..fakes import InlineTracker
+from ..program import run_program
 
 pytestmark = [pytest.mark.e2e, needs_browser]
 
@@ -36,23 +36,23 @@ HOSTILE = {
 
 
 @pytest.fixture
-def pool(plan: Plan, answered: Callable[..., Ledger], workdir: Path) -> AnswerPool:
+def pool(plan: Plan, write_answers: Callable[..., Ledger], workdir: Path) -> AnswerPool:
     def answers(arm: str, seed: int) -> dict[str, str]:
         told = {f"test/{number}": f"{arm}, seed {seed}" for number in range(60)}
         return {**told, **HOSTILE} if arm == "chip" else told
 
-    ledger = answered(plan, answers)
+    ledger = write_answers(plan, answers)
     return load_answer_pool(plan, ledger, workdir, arms=("dpo", "chip"), benchmark="shapes")
 
 
-def page_of(key: SheetKey, pool: AnswerPool, folder: Path) -> Path:
+def write_page(key: SheetKey, pool: AnswerPool, folder: Path) -> Path:
     images = load_item_images(pool, {entry.item for entry in key.sheets[0]}, DataPaths())
     page = folder / "sheet-1.html"
     page.write_text(render_sheet(key, 1, pool, images), encoding="utf-8")
     return page
 
 
-def press_for_arms(key: SheetKey, verdicts: str) -> str:
+def list_keys_for_verdicts(key: SheetKey, verdicts: str) -> str:
     """Return the keys that give w(in), l(ose), t(ie), c(an't tell): digits and letters in turn."""
     keys = []
     for place, (entry, verdict) in enumerate(zip(key.sheets[0], verdicts, strict=True)):
@@ -71,9 +71,9 @@ def test_forty_items_filled_in_saved_and_imported(
 ) -> None:
     key = draw_sheets(pool, study="small", items=40, annotators=1, overlap=None, seed=3)
     verdicts = "w" * 18 + "l" * 8 + "t" * 10 + "c" * 4
-    keys = press_for_arms(key, verdicts)
-    page = page_of(key, pool, tmp_path)
-    with browser(tmp_path) as window:
+    keys = list_keys_for_verdicts(key, verdicts)
+    page = write_page(key, pool, tmp_path)
+    with open_browser(tmp_path) as window:
         window.open(page)
         window.press(keys[:15])
         assert window.run("return document.getElementById('place').textContent") == "16 of 40"
@@ -108,10 +108,10 @@ def test_forty_items_filled_in_saved_and_imported(
     assert figures.preference.value == pytest.approx((18 - 8) / 36)
     # One judgement an item: nobody to agree with.
     assert figures.agreement.alpha is None and figures.agreement.units == 0
-    _imported(file, key, plan, study, workdir)
+    _import_and_check(file, key, plan, study, workdir)
 
 
-def _imported(file: Path, key: SheetKey, plan: Plan, study: Path, workdir: Path) -> None:
+def _import_and_check(file: Path, key: SheetKey, plan: Plan, study: Path, workdir: Path) -> None:
     """Import with the command; the figures stand in the report, in its CSV and in MLflow."""
     tracker = InlineTracker(workdir)
     tracker.open(plan, [])
@@ -119,9 +119,7 @@ def _imported(file: Path, key: SheetKey, plan: Plan, study: Path, workdir: Path)
     keys = workdir / "studies" / "small" / "human-keys"
     keys.mkdir(parents=True)
     (keys / f"{key.export}.json").write_text(json.dumps(key.as_json()))
-    with pytest.raises(SystemExit) as ended:
-        main(["judge-humans", "import", str(study), str(file), "--workdir", str(workdir)])
-    assert ended.value.code == 0
+    assert run_program("judge-humans", "import", study, file, "--workdir", workdir) == 0
     report = workdir / "studies" / "small" / "report"
     text = (report / "report.md").read_text().split("## Human evaluation")[1]
     # 18/36, 10/36, 8/36 of the judged and 36/40 of all, in percent
@@ -143,20 +141,20 @@ def test_hostile_answers_are_text_and_the_layout_stays(pool: AnswerPool, tmp_pat
     hostile = tuple(pair for pair in pool.pairs if pair.item in HOSTILE)
     few = AnswerPool(**{**vars(pool), "pairs": hostile})
     key = draw_sheets(few, study="small", items=4, annotators=1, overlap=None, seed=0)
-    page = page_of(key, few, tmp_path)
-    with browser(tmp_path) as window:
+    page = write_page(key, few, tmp_path)
+    with open_browser(tmp_path) as window:
         for width, height in ((1100, 900), (500, 900)):
             window.resize(width, height)
             window.open(page)
             window.press("\ue012" * 4)  # ← to the first: the page keeps where it was
             for entry in key.sheets[0]:
-                _holds(window, HOSTILE[entry.item], "a" if entry.left == 1 else "b")
+                _assert_shown(window, HOSTILE[entry.item], "a" if entry.left == 1 else "b")
                 window.press("\ue014")  # →
         assert window.run("return document.title") == "Which answer is better?"
         assert not [entry for entry in window.log() if entry["level"] == "SEVERE"]
 
 
-def _holds(window: Browser, text: str, side: str) -> None:
+def _assert_shown(window: Browser, text: str, side: str) -> None:
     shown = window.run(
         """
         const place = document.getElementById(arguments[0]);

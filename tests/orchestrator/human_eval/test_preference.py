@@ -15,8 +15,8 @@ from orchestrator.human_eval.replies import Judgement, Verdict
 Z = 1.959963984540054
 
 
-def judged(item: str, *verdicts: Verdict, seed: int = 0) -> list[Judgement]:
-    """One judgement a sheet; the side chosen is always A."""
+def make_judgements(item: str, *verdicts: Verdict, seed: int = 0) -> list[Judgement]:
+    """Make one judgement a sheet; the side chosen is always A."""
     return [
         Judgement(
             item=item,
@@ -31,11 +31,11 @@ def judged(item: str, *verdicts: Verdict, seed: int = 0) -> list[Judgement]:
 
 def test_items_are_the_unit() -> None:
     made = [
-        *judged("1", "win", "win", "lose", "win"),  # w 3/4, l 1/4: d 1/2
-        *judged("2", "tie"),  # d 0
-        *judged("3", "lose"),  # d −1
-        *judged("4", "win", "cant_tell"),  # d 1; half of it could be judged
-        *judged("5", "cant_tell"),  # judged by nobody
+        *make_judgements("1", "win", "win", "lose", "win"),  # w 3/4, l 1/4: d 1/2
+        *make_judgements("2", "tie"),  # d 0
+        *make_judgements("3", "lose"),  # d −1
+        *make_judgements("4", "win", "cant_tell"),  # d 1; half of it could be judged
+        *make_judgements("5", "cant_tell"),  # judged by nobody
     ]
     found = compute_human_figures(made)
     assert found.choices == 9 and found.items == 5
@@ -60,12 +60,12 @@ def test_training_seeds_widen_the_interval() -> None:
     # V_item: squares about 1/6: 2·25/36 + 3·1/36 + 49/36 = 102/36; /5 = 17/30; /6 items = 17/180.
     # V_seed: var(2/3, −1/3) = 1/2; /2 = 1/4 = V. df: (1/16) / ((1/16)/1 + (17/180)²/5) < 1, so 1.
     made = [
-        *judged("1", "win"),
-        *judged("2", "win"),
-        *judged("3", "tie"),
-        *judged("4", "tie", seed=1),
-        *judged("5", "tie", seed=1),
-        *judged("6", "lose", seed=1),
+        *make_judgements("1", "win"),
+        *make_judgements("2", "win"),
+        *make_judgements("3", "tie"),
+        *make_judgements("4", "tie", seed=1),
+        *make_judgements("5", "tie", seed=1),
+        *make_judgements("6", "lose", seed=1),
     ]
     found = compute_human_figures(made).preference
     assert found is not None
@@ -77,14 +77,16 @@ def test_training_seeds_widen_the_interval() -> None:
 
 
 def test_nothing_judged() -> None:
-    found = compute_human_figures(judged("1", "cant_tell", "cant_tell"))
+    found = compute_human_figures(make_judgements("1", "cant_tell", "cant_tell"))
     assert found.win is None and found.preference is None and found.agreement.alpha is None
     assert found.judged is not None and found.judged.value == 0.0
     assert compute_human_figures([]).judged is None
 
 
 def test_all_alike_gives_no_interval_of_width_nothing() -> None:
-    found = compute_human_figures([*judged("1", "win"), *judged("2", "win")]).preference
+    found = compute_human_figures(
+        [*make_judgements("1", "win"), *make_judgements("2", "win")]
+    ).preference
     assert found is not None and found.value == 1.0
     assert found.over_items is None and found.over_seeds is None
 
@@ -118,7 +120,7 @@ def test_seeds_that_differ_are_not_taken_for_a_difference_of_the_arms() -> None:
                 drawn = random.random()
                 verdict: Verdict = "win" if drawn < 0.35 + lean / 2 else "lose"
                 verdict = "tie" if drawn > 0.7 else verdict
-                made += judged(f"{seed}/{item}", verdict, seed=seed)
+                made += make_judgements(f"{seed}/{item}", verdict, seed=seed)
         found = compute_human_figures(made).preference
         assert found is not None and found.p is not None and found.over_items is not None
         seeds += found.p < 0.05

@@ -73,7 +73,9 @@ SHORT = {
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_once_asks_and_twice_stops(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_first_signal_requests_a_stop_and_a_second_stops(
+    number: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = signal.getsignal(number)
     stop = StopRequest()
     with stop.install_signal_handlers():
@@ -91,7 +93,7 @@ def test_beginning_no_more_is_not_ending() -> None:
     assert (stop.is_draining, stop.is_requested, stop.drain_reason) == (True, False, "no room")
 
 
-def jobs(folder: Path) -> list[Job]:
+def make_jobs(folder: Path) -> list[Job]:
     config = TrialConfig.model_validate(SHORT)
     return [Job(id=name, name=name, config=config, folder=folder / name) for name in "ab"]
 
@@ -105,7 +107,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_begins_nothing_new(tmp_path: Path) -> No
         if isinstance(event, JobProgressed) and event.progress.phase == "train":
             os.kill(os.getpid(), signal.SIGINT)
 
-    first, second = jobs(tmp_path)
+    first, second = make_jobs(tmp_path)
     with stop.install_signal_handlers(), pytest.raises(KeyboardInterrupt):
         InlineExecutor(stop).run([first, second], listener)
     ends = [event for event in events if isinstance(event, JobStarted | JobFinished | JobFailed)]
@@ -126,7 +128,7 @@ def test_where_nothing_more_is_to_begin_what_runs_comes_to_its_end(tmp_path: Pat
         events.append(event)
         stop.drain("no room")
 
-    first, second = jobs(tmp_path)
+    first, second = make_jobs(tmp_path)
     InlineExecutor(stop).run([first, second], listener)
     assert [event.job for event in events if isinstance(event, JobFinished)] == [first]
     assert not second.folder.exists()

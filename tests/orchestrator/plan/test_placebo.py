@@ -15,14 +15,14 @@ from orchestrator.state.search import plan_searches, resolve_search
 from orchestrator.tracking.runs import arm_key
 
 from ..conftest import STUDY
-from ..tuned import STUDY as TUNED
-from ..tuned import carry_out, results_by
+from ..tuned_study import STUDY as TUNED
+from ..tuned_study import make_result_function, run_missing_trials
 
 PlanOf = Callable[..., Plan]
 PLACEBO = "\nplacebo: true\n"
 
 
-def marks(plan: Plan) -> set[str]:
+def list_fingerprints(plan: Plan) -> set[str]:
     return {trial.fingerprint for trial in plan.trials}
 
 
@@ -41,7 +41,7 @@ def test_a_placebo_is_the_baseline_with_seeds_of_its_own(plan_of: PlanOf) -> Non
 def test_it_changes_no_other_trial_and_grows_with_the_seeds(plan_of: PlanOf) -> None:
     without, small = plan_of(), plan_of(STUDY + PLACEBO)
     large = plan_of(STUDY + PLACEBO, seeds=[2, 999_999])
-    assert marks(without) < marks(small) < marks(large)
+    assert list_fingerprints(without) < list_fingerprints(small) < list_fingerprints(large)
     seeds = [trial.seed for trial in large.arms[-1].trials]
     assert seeds == [1_000_000, 1_000_001, 1_000_002, 1_999_999]
     # it is a plain trial: another study's arm with that seed is the same
@@ -70,16 +70,16 @@ def test_an_arm_of_its_name_is_refused(plan_of: PlanOf) -> None:
 def test_under_a_search_it_takes_what_the_baseline_chose(
     plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    best = results_by(lambda job: abs(job.config.optimizer.lr - 5e-5) * 1e5)
-    monkeypatch.setattr("tests.orchestrator.fakes.result_of", best)
+    best = make_result_function(lambda job: abs(job.config.optimizer.lr - 5e-5) * 1e5)
+    monkeypatch.setattr("tests.orchestrator.fakes.make_result", best)
     plan = resolve_search(plan_of(TUNED + PLACEBO), Ledger(tmp_path))
     assert [search.arm.name for search in plan_searches(plan)] == ["dpo", "chip"]
     assert all(trial.blocked is not None for trial in plan.arms[-1].trials)
-    ended = carry_out(plan, tmp_path)
+    ended = run_missing_trials(plan, tmp_path)
     placebo = ended.arms[-1]
     assert placebo.tuned == ended.baseline.tuned == {"optimizer.lr": "5e-5"}
     assert {trial.config.optimizer.lr for trial in placebo.trials} == {5e-5}
-    assert placebo.name == "placebo" and len(marks(ended)) == 1 + 6 + 6
+    assert placebo.name == "placebo" and len(list_fingerprints(ended)) == 1 + 6 + 6
 
 
 def test_a_search_with_one_of_its_seeds_is_refused(plan_of: PlanOf) -> None:

@@ -18,7 +18,7 @@ from ..conftest import STUDY
 PlanOf = Callable[..., Plan]
 
 
-def marks(plan: Plan) -> set[str]:
+def list_fingerprints(plan: Plan) -> set[str]:
     return {trial.fingerprint for trial in plan.trials}
 
 
@@ -60,16 +60,16 @@ def test_nothing_left_is_told(plan_of: PlanOf) -> None:
 
 
 def test_more_seeds_add_trials_and_keep_the_others(plan_of: PlanOf) -> None:
-    assert marks(plan_of()) < marks(plan_of(STUDY, seeds=[0, 1, 2]))
+    assert list_fingerprints(plan_of()) < list_fingerprints(plan_of(STUDY, seeds=[0, 1, 2]))
 
 
 def test_what_changes_nothing_keeps_every_fingerprint(plan_of: PlanOf) -> None:
-    before = marks(plan_of())
+    before = list_fingerprints(plan_of())
     renamed = STUDY.replace("study: small", "study: other").replace("Which?", "What?")
-    assert marks(plan_of(renamed)) == before
+    assert list_fingerprints(plan_of(renamed)) == before
     reordered = STUDY.replace("[dpo, chip]", "[chip, dpo]").replace("[0, 1]", "[1, 0]")
-    assert marks(plan_of(reordered)) == before
-    assert marks(plan_of(STUDY, overrides={"engine.micro_batch": 2})) == before
+    assert list_fingerprints(plan_of(reordered)) == before
+    assert list_fingerprints(plan_of(STUDY, overrides={"engine.micro_batch": 2})) == before
 
 
 def test_a_changed_recipe_makes_new_trials(plan_of: PlanOf) -> None:
@@ -84,7 +84,7 @@ def test_a_changed_recipe_makes_new_trials(plan_of: PlanOf) -> None:
 
 def test_a_benchmark_more_does_not_train_again(plan_of: PlanOf) -> None:
     more = plan_of(STUDY.replace("report: [shapes]", "{report: [shapes], select: [shapes]}"))
-    assert marks(more) == marks(plan_of())
+    assert list_fingerprints(more) == list_fingerprints(plan_of())
     assert set(more.base.evaluations) == {"report/shapes", "select/shapes"}
     limited = plan_of(STUDY.replace("report: [shapes]", "report: [{name: shapes, limit: 5}]"))
     assert limited.base.evaluations != plan_of().base.evaluations
@@ -101,7 +101,7 @@ def test_the_engine_that_answers_is_of_evaluations_alone(plan_of: PlanOf) -> Non
     served = "{kind: openai, server: vllm, version: '1', base_url: 'http://127.0.0.1:8000/v1'}"
     text = f"{STUDY}\nevaluation: {{generator: {served}}}\n"
     plain, by_vllm = plan_of(), plan_of(text)
-    assert marks(plain) == marks(by_vllm)
+    assert list_fingerprints(plain) == list_fingerprints(by_vllm)
     assert plain.base.evaluations != by_vllm.base.evaluations
     assert {trial.config.evaluation.generator.kind for trial in by_vllm.trials} == {"openai"}
     assert by_vllm.missing_requirements == []
@@ -112,7 +112,7 @@ def test_the_engine_that_answers_is_of_evaluations_alone(plan_of: PlanOf) -> Non
     assert line.startswith("benchmarks.report: shapes needs 3 beams, but generator 'openai' ")
 
 
-def planned(load: Callable[..., Study], overrides: dict[str, Any], **further: Any) -> Plan:
+def make_small_plan(load: Callable[..., Study], overrides: dict[str, Any], **further: Any) -> Plan:
     return make_plan(load(STUDY, overrides=overrides), lambda _: {"content": "x"}, **further)
 
 
@@ -131,7 +131,7 @@ def test_the_names_that_chair_ranks_by_are_in_a_trials_fingerprint(
 
     def marked(overrides: dict[str, Any], names: str) -> list[str]:
         file.write_text(names)
-        plan = planned(load, overrides, data_paths=data_paths)
+        plan = make_small_plan(load, overrides, data_paths=data_paths)
         return [trial.fingerprint for arm in plan.arms for trial in arm.trials]
 
     assert marked(ranked, "cat, kitten\n") == marked(ranked, "cat, kitten\n")
@@ -139,9 +139,9 @@ def test_the_names_that_chair_ranks_by_are_in_a_trials_fingerprint(
     for other in ({**ranked, "pairs.rounds": 0}, {"pairs.rounds": 1, "pairs.ranker": "chair"}):
         assert marked(other, "cat\n") == marked(other, "dog\n")
     file.write_text("cat\n")
-    seen = planned(load, ranked, data_paths=data_paths)
+    seen = make_small_plan(load, ranked, data_paths=data_paths)
     file.unlink()
-    again = planned(load, ranked, data_paths=data_paths, known_identities=seen.benchmarks)
+    again = make_small_plan(load, ranked, data_paths=data_paths, known_identities=seen.benchmarks)
     assert [arm.trials for arm in again.arms] == [arm.trials for arm in seen.arms]
 
 
@@ -160,7 +160,7 @@ def test_replies_that_exist_judge_no_answers_made_on_the_way(
 ) -> None:
     replies = tmp_path / "replies.jsonl"
     replies.write_text('{"item": "1", "reply": "x"}\n')
-    found = planned(
+    found = make_small_plan(
         load, overrides, data_paths=DataPaths(judge_replies=replies)
     ).missing_requirements
     assert [line.split(":")[0] for line in found] == ([] if key is None else [key])

@@ -19,7 +19,7 @@ from orchestrator.state.ledger import Ledger
 
 from ..conftest import SHORT, STUDY, TINY
 from ..fakes import FakeTracker
-from ..tuned import STUDY as TUNED
+from ..tuned_study import STUDY as TUNED
 
 PlanOf = Callable[..., Plan]
 BOTH = STUDY.replace("report: [shapes]", "report: [shapes]\n  select: [shapes]")
@@ -27,25 +27,26 @@ BEST = {"training.pick": {"rule": "best", "metric": "select/shapes/chair_i"}}
 SCORED: dict[str, Any] = {"training.score_at": [0.5], **BEST}
 
 
-def marks(plan: Plan) -> set[str]:
+def list_fingerprints(plan: Plan) -> set[str]:
     return {trial.fingerprint for arm in plan.arms for trial in arm.trials}
 
 
 def test_what_select_asks_decides_a_training_that_it_picks(plan_of: PlanOf) -> None:
-    scored = marks(plan_of(BOTH, overrides=SCORED))
-    assert not scored & marks(plan_of(BOTH))
+    scored = list_fingerprints(plan_of(BOTH, overrides=SCORED))
+    assert not scored & list_fingerprints(plan_of(BOTH))
     limited = BOTH.replace("select: [shapes]", "select: [{name: shapes, limit: 9}]")
-    assert not scored & marks(plan_of(limited, overrides=SCORED))
-    assert marks(plan_of(limited)) == marks(plan_of(BOTH))  # where nothing picks
+    assert not scored & list_fingerprints(plan_of(limited, overrides=SCORED))
+    # Where nothing picks.
+    assert list_fingerprints(plan_of(limited)) == list_fingerprints(plan_of(BOTH))
     quoted = BOTH.replace("report: [shapes]", "report: [{name: shapes, limit: 9}]")
-    assert marks(plan_of(quoted, overrides=SCORED)) == scored
+    assert list_fingerprints(plan_of(quoted, overrides=SCORED)) == scored
 
 
 def test_which_engine_answers_later_picks_nothing(plan_of: PlanOf) -> None:
     served = "{kind: openai, server: vllm, version: '1', base_url: 'http://127.0.0.1:8000/v1'}"
     by_vllm = plan_of(f"{BOTH}\nevaluation: {{generator: {served}}}\n", overrides=SCORED)
     plain = plan_of(BOTH, overrides=SCORED)
-    assert marks(by_vllm) == marks(plain)
+    assert list_fingerprints(by_vllm) == list_fingerprints(plain)
     assert by_vllm.base.evaluations != plain.base.evaluations
 
 
@@ -75,9 +76,8 @@ def test_every_share_asks_select_once_more(plan_of: PlanOf, tmp_path: Path) -> N
         plan = plan_of(BOTH, overrides=overrides)
         found = build_workload(plan, Ledger(tmp_path), tmp_path)
         trained = next(each for each in found.trials if each.training is not None)
-        assert all(
-            one.times == 1 for one in found.trials[0].questions.values()
-        )  # the untrained model
+        # The first trial is the untrained model.
+        assert all(one.times == 1 for one in found.trials[0].questions.values())
         times = {key: one.times for key, one in trained.questions.items()}
         # 500 and 1,000 questions; the untrained model, and 4 arms of 2 seeds
         made = 1500 + 8 * (500 * times["select/shapes"] + 1000 * times["report/shapes"])

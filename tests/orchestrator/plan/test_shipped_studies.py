@@ -47,9 +47,8 @@ def test_these_are_shipped() -> None:
 def test_it_is_planned_offline_on_every_recipe(
     study: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "chip_core.evaluation.benchmarks.lmms_eval.read_version", lambda: "0"
-    )  # its own process
+    # The version is asked of a process of its own.
+    monkeypatch.setattr("chip_core.evaluation.benchmarks.lmms_eval.read_version", lambda: "0")
     plan = make_plan(load_study(ABLATIONS / f"{study}.yaml", StudyChanges(recipe=recipe)))
     plan = resolve_search(plan, Ledger(tmp_path))
     assert len(plan.arms) == ARMS[study]

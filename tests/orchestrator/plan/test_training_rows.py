@@ -36,7 +36,7 @@ baseline: {objective: BASELINE}
 benchmarks:
   report: [shapes]
 """
-BROKEN = files.picture(size=(64, 64))[:-40]  # its header says what it should be
+BROKEN = files.make_image_bytes(size=(64, 64))[:-40]  # its header says what it should be
 #: The column whose image is broken -> what a row has beside it, and who reads that.
 COLUMNS: dict[str, tuple[dict[str, Any], str, str]] = {
     "image": ({}, "dpo", ""),
@@ -51,7 +51,7 @@ COLUMNS: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
-def row(index: int, **changes: Any) -> dict[str, Any]:
+def make_row(index: int, **changes: Any) -> dict[str, Any]:
     return {
         "id": f"pair-{index}",
         "image": "good",
@@ -64,7 +64,7 @@ def row(index: int, **changes: Any) -> dict[str, Any]:
 
 def write_rows(folder: Path, rows: list[dict[str, Any]], kind: str = "jsonl") -> Path:
     """Write rows whose images are "good" or "broken": files by path, or bytes in the row."""
-    content = {"good": files.picture(), "broken": BROKEN}
+    content = {"good": files.make_image_bytes(), "broken": BROKEN}
     for name, picture in content.items():
         (folder / f"{name}.jpg").write_bytes(picture)
 
@@ -78,11 +78,11 @@ def write_rows(folder: Path, rows: list[dict[str, Any]], kind: str = "jsonl") ->
     return (files.write_lines if kind == "jsonl" else files.write_parquet)(file, cells)
 
 
-def text(*objectives: str) -> str:
+def make_study_text(*objectives: str) -> str:
     return STUDY.replace("OBJECTIVES", ", ".join(objectives)).replace("BASELINE", objectives[0])
 
 
-def check(plan: Plan, workdir: Path, console: Console | None = None) -> None:
+def check_all(plan: Plan, workdir: Path, console: Console | None = None) -> None:
     """Check all of a plan's trainings as a process of its own does."""
     training_rows._passed_checks.clear()
     configs = [trial.config for arm in plan.arms for trial in arm.trials]
@@ -114,9 +114,9 @@ def test_a_broken_image_is_one_line_before_anything_is_written(
     if name == "second_image":  # symmpo reads a rejected image, too
         beside = {**beside, "second_image": "good", "rejected_image": "good"}
     good = {name: "good", **beside}
-    rows = [row(0, **good), row(1, **{**good, name: "broken"}), row(2, **good)]
+    rows = [make_row(0, **good), make_row(1, **{**good, name: "broken"}), make_row(2, **good)]
     file = write_rows(tmp_path, rows, kind)
-    Path("study.yaml").write_text(text(objective))
+    Path("study.yaml").write_text(make_study_text(objective))
     command = ["run", "study.yaml", "--executor", "inline", "--set", f"data.source={file.name}"]
     for workdir, there in (("new", False), ("old", True)):
         if there:  # where something else was run before
@@ -142,19 +142,19 @@ def test_a_broken_image_is_one_line_before_anything_is_written(
 def test_good_rows_are_decoded_once_for_their_content(
     plan_of: PlanOf, tmp_path: Path, decoded: list[None]
 ) -> None:
-    file = write_rows(tmp_path, [row(0), row(1, rejected_image="good")])
+    file = write_rows(tmp_path, [make_row(0), make_row(1, rejected_image="good")])
     source = {"data.source": str(file)}
 
     def look(*objectives: str, **changes: Any) -> int:
         decoded.clear()
-        plan = plan_of(text(*objectives), overrides={**source, **changes})
-        check(plan, tmp_path / "runs")
+        plan = plan_of(make_study_text(*objectives), overrides={**source, **changes})
+        check_all(plan, tmp_path / "runs")
         return len(decoded)
 
     assert look("dpo", "cmdpo") == 3  # by both arms
     assert look("dpo", "cmdpo") == look("dpo") == 0
     assert look("dpo", **{"data.limit": 1}) == 1
-    (tmp_path / "good.jpg").write_bytes(files.picture(colour=7))
+    (tmp_path / "good.jpg").write_bytes(files.make_image_bytes(colour=7))
     assert look("dpo") == 3
     (kept, *_) = (tmp_path / "runs" / "cache" / "rows").glob("*.json")
     for each in (tmp_path / "runs" / "cache" / "rows").glob("*.json"):
@@ -167,32 +167,38 @@ def test_an_arm_that_asks_for_more_has_the_rows_looked_at_again(
     plan_of: PlanOf, tmp_path: Path, decoded: list[None]
 ) -> None:
     whole = {"rejected_image": "good", "second_image": "good", "other": "A blue ball."}
-    file = write_rows(tmp_path, [row(0, **whole)])
+    file = write_rows(tmp_path, [make_row(0, **whole)])
     source = {"data.source": str(file)}
     counts = []
     for objectives in (["dpo"], ["dpo", "symmpo"], ["symmpo"], ["dpo"]):
         decoded.clear()
-        check(plan_of(text(*objectives), overrides=source), tmp_path / "runs")
+        check_all(plan_of(make_study_text(*objectives), overrides=source), tmp_path / "runs")
         counts.append(len(decoded))
     assert counts == [2, 3, 0, 0]
 
 
 def test_what_an_arm_asks_and_a_row_lacks_is_told(plan_of: PlanOf, tmp_path: Path) -> None:
-    file = write_rows(tmp_path, [row(0, clip_scores={"chosen": 0.6, "rejected": 0.3}), row(1)])
+    file = write_rows(
+        tmp_path, [make_row(0, clip_scores={"chosen": 0.6, "rejected": 0.3}), make_row(1)]
+    )
     with pytest.raises(ConfigError, match=r"rows.jsonl line 2: no clip_scores"):
-        check(plan_of(text("dpo", "dadpo"), overrides={"data.source": str(file)}), tmp_path / "w")
+        check_all(
+            plan_of(make_study_text("dpo", "dadpo"), overrides={"data.source": str(file)}),
+            tmp_path / "w",
+        )
     given = {"data.source": str(file), "rejected_image": "given"}
-    check(plan_of(text("dpo"), overrides=given), tmp_path / "w")  # which reads no rejected image
+    # Which reads no rejected image.
+    check_all(plan_of(make_study_text("dpo"), overrides=given), tmp_path / "w")
     with pytest.raises(ConfigError, match="2 of 2 rows are bad: .*line 1: rejected image: the row"):
-        check(plan_of(text("chip"), overrides=given), tmp_path / "w")
+        check_all(plan_of(make_study_text("chip"), overrides=given), tmp_path / "w")
 
 
 def test_rows_that_are_to_be_left_out_are_left_to_the_training(
     plan_of: PlanOf, tmp_path: Path, decoded: list[None]
 ) -> None:
-    file = write_rows(tmp_path, [row(0, image="broken")])
+    file = write_rows(tmp_path, [make_row(0, image="broken")])
     given = {"data.source": str(file), "data.on_bad_row": "skip"}
-    check(plan_of(text("dpo"), overrides=given), tmp_path / "w")
+    check_all(plan_of(make_study_text("dpo"), overrides=given), tmp_path / "w")
     assert not decoded
 
 
@@ -201,7 +207,7 @@ def test_prompts_of_rounds_need_no_responses_and_cannot_be_left_out(
 ) -> None:
     def prompt(index: int, **changes: Any) -> dict[str, Any]:
         left_out = ("chosen", "rejected")
-        return {name: of for name, of in row(index, **changes).items() if name not in left_out}
+        return {name: of for name, of in make_row(index, **changes).items() if name not in left_out}
 
     file = write_rows(tmp_path, [prompt(0), prompt(1)])
     given = {
@@ -210,11 +216,11 @@ def test_prompts_of_rounds_need_no_responses_and_cannot_be_left_out(
         "data.format": "jsonl",
         "pairs.rounds": 1,
     }
-    check(plan_of(text("dpo"), overrides=given), tmp_path / "w")
+    check_all(plan_of(make_study_text("dpo"), overrides=given), tmp_path / "w")
     assert len(decoded) == 2
     write_rows(tmp_path, [prompt(0), prompt(1, image="broken")])
     with pytest.raises(ConfigError, match="line 2: the image is broken .* leave them out of the f"):
-        check(plan_of(text("dpo"), overrides=given), tmp_path / "w")
+        check_all(plan_of(make_study_text("dpo"), overrides=given), tmp_path / "w")
 
 
 def test_the_embedded_world_is_not_looked_at(
@@ -222,7 +228,7 @@ def test_the_embedded_world_is_not_looked_at(
 ) -> None:
     for name in ("open_source", "_check_rows", "_load_passed_checks"):
         monkeypatch.delattr(training_rows, name)
-    check(plan_of(text("dpo")), tmp_path / "w")
+    check_all(plan_of(make_study_text("dpo")), tmp_path / "w")
     assert not (tmp_path / "w").exists()
 
 
@@ -233,7 +239,9 @@ def test_what_the_hub_has_is_not_fetched_for_it(
     monkeypatch.setattr(training_rows, "warn_once", told.append)
     monkeypatch.setattr(training_rows, "is_local", lambda data: False)
     monkeypatch.delattr(training_rows, "open_source")
-    check(plan_of(text("dpo"), overrides={"data.source": "owner/name"}), tmp_path / "w")
+    check_all(
+        plan_of(make_study_text("dpo"), overrides={"data.source": "owner/name"}), tmp_path / "w"
+    )
     assert told == [
         "owner/name has not been downloaded: its rows are checked when a training starts"
     ]
@@ -243,17 +251,17 @@ def test_what_the_hub_has_is_not_fetched_for_it(
 def test_fetched_rows_are_known_by_their_files(
     plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[None]
 ) -> None:
-    file = write_rows(tmp_path, [row(0)], "parquet")
+    file = write_rows(tmp_path, [make_row(0)], "parquet")
     there = open_source(DataConfig(source=str(file)))
     monkeypatch.setattr(training_rows, "is_local", lambda data: True)
     monkeypatch.setattr(training_rows, "open_source", lambda data: there)
-    plan = plan_of(text("dpo"), overrides={"data.source": "owner/name"})
+    plan = plan_of(make_study_text("dpo"), overrides={"data.source": "owner/name"})
     counts = []
     for touched in (False, False, True):
         if touched:
             os.utime(file, (1, 1))
         decoded.clear()
-        check(plan, tmp_path / "w")
+        check_all(plan, tmp_path / "w")
         counts.append(len(decoded))
     assert counts == [1, 0, 1]
 
@@ -273,11 +281,11 @@ def test_many_rows_are_shared_and_progress_is_shown(
 
     monkeypatch.setattr(ImageReader, "size", sized)
     images = ["broken" if index in (7, 90) else "good" for index in range(100)]
-    file = write_rows(tmp_path, [row(index, image=name) for index, name in enumerate(images)])
+    file = write_rows(tmp_path, [make_row(index, image=name) for index, name in enumerate(images)])
     out = io.StringIO()
     with pytest.raises(ConfigError) as told:
-        check(
-            plan_of(text("dpo"), overrides={"data.source": str(file)}),
+        check_all(
+            plan_of(make_study_text("dpo"), overrides={"data.source": str(file)}),
             tmp_path / "w",
             Console(file=out, width=100),
         )

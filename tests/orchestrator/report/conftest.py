@@ -39,8 +39,8 @@ GOALS = {"chair_i": "minimize", "chair_s": "minimize", "hal": "minimize", "cover
 Score = Callable[[Trial, int, str], tuple[float, float] | None]
 
 
-def noisy(trial: Trial, item: int, metric: str) -> tuple[float, float]:
-    """3 mentions an item; about one is invented, by luck alone; under chip, frozen fewer are."""
+def draw_noisy_score(trial: Trial, item: int, metric: str) -> tuple[float, float]:
+    """Draw 3 mentions an item: about one is invented, by luck; fewer under chip, frozen."""
     if metric == "cover":
         return 3.0 - (item % 10 == 0), 3.0
     seed = -1 if trial.seed is None else trial.seed
@@ -71,10 +71,10 @@ class FinishedStudy:
     def folder(self) -> Path:
         return self.workdir / "studies" / self.plan.study.name / "report"
 
-    def report(self) -> Report:
+    def make_report(self) -> Report:
         return make_report(self.plan, self.ledger, self.workdir, self.folder)
 
-    def trial(self, name: str) -> Trial:
+    def find_trial(self, name: str) -> Trial:
         return next(trial for trial in self.plan.trials if trial.name == name)
 
     def attempt_folder(self, trial: Trial) -> Path:
@@ -83,7 +83,7 @@ class FinishedStudy:
     def finish(
         self,
         trial: Trial,
-        score: Score = noisy,
+        score: Score = draw_noisy_score,
         response: Callable[[Trial, int], Mapping[str, Any]] | None = None,
         metrics: Iterable[str] = GOALS,
         steps: int = 4,
@@ -151,7 +151,9 @@ class FinishedStudy:
 
 
 @pytest.fixture
-def finished(plan_of: Callable[..., Plan], tmp_path: Path) -> Callable[..., FinishedStudy]:
+def make_finished_study(
+    plan_of: Callable[..., Plan], tmp_path: Path
+) -> Callable[..., FinishedStudy]:
     """Run a study; trials named in `without` are left out."""
 
     def run(text: str = STUDY, *, without: Iterable[str] = (), **how: Any) -> FinishedStudy:

@@ -32,7 +32,7 @@ METRICS = (
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
-def representation_data(study: FinishedStudy, seeds: int = 2) -> dict[str, Any]:
+def make_representation_data(study: FinishedStudy, seeds: int = 2) -> dict[str, Any]:
     """Figures of two rows: metric number k of chip, frozen is k + .5, a tenth to each side."""
     rows = []
     for name, of in (("base (untrained)", [None]), ("chip, frozen", list(range(seeds)))):
@@ -55,7 +55,7 @@ def representation_data(study: FinishedStudy, seeds: int = 2) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def comparison_data(study: FinishedStudy) -> dict[str, Any]:
+def make_comparison_data(study: FinishedStudy) -> dict[str, Any]:
     """Of 36 items 18 are won, 10 ties, 8 lost; 36 of 40 could be judged."""
     arms = ["dpo, frozen", "chip, frozen"]
 
@@ -84,32 +84,32 @@ def comparison_data(study: FinishedStudy) -> dict[str, Any]:
 
 
 @pytest.fixture
-def made(finished: Run) -> FinishedStudy:
-    study = finished()
+def study_with_figure(make_finished_study: Run) -> FinishedStudy:
+    study = make_finished_study()
     (study.folder / "figures").mkdir(parents=True)
     (study.folder / "figures/representation.png").write_bytes(PNG)
-    write_json(study.folder / "representation.json", representation_data(study))
-    write_json(study.folder / HUMANS_FOLDER / "shapes-01234567.json", comparison_data(study))
+    write_json(study.folder / "representation.json", make_representation_data(study))
+    write_json(study.folder / HUMANS_FOLDER / "shapes-01234567.json", make_comparison_data(study))
     return study
 
 
-def table_rows(text: str, first: str) -> list[list[str]]:
+def find_table_rows(text: str, first: str) -> list[list[str]]:
     """Return the rows of a Markdown table that begin with a word."""
     lines = [line for line in text.splitlines() if line.startswith(f"| {first}")]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
 
-def test_markdown_has_both_with_their_figures(made: FinishedStudy) -> None:
-    text = render_markdown(made.report())
+def test_markdown_has_both_with_their_figures(study_with_figure: FinishedStudy) -> None:
+    text = render_markdown(study_with_figure.make_report())
     part = text.split("## Representation\n")[1].split("\n## ")[0]
-    (row,) = table_rows(part, "chip, frozen")
+    (row,) = find_table_rows(part, "chip, frozen")
     assert row == ["chip, frozen", "2", *(f"{k}.500 ([{k}.400, {k}.600])" for k in range(6))]
-    assert table_rows(part, "base")[0][1] == "—"
+    assert find_table_rows(part, "base")[0][1] == "—"
     assert "80 % of the variance" in part and "left out: dpo, frozen, seed 1" in part
     part = text.split("## Human evaluation\n")[1].split("\n## ")[0]
     assert "People preferred the answer of chip, frozen on 50.0 % of the items" in part
-    assert table_rows(part, "win")[0] == ["win: chip, frozen", "50.0", "40.0 to 60.0", "36"]
-    assert table_rows(part, "lose")[0][1] == "22.2"
+    assert find_table_rows(part, "win")[0] == ["win: chip, frozen", "50.0", "40.0 to 60.0", "36"]
+    assert find_table_rows(part, "lose")[0][1] == "22.2"
     assert "Krippendorff's α (nominal) = 0.61, 95 % interval 0.40 to 0.80, on 12 items" in part
     # a third of all pairs were the same answers: (1 − 30/90) · 27.8
     assert "about +18.5 points" in part
@@ -117,8 +117,8 @@ def test_markdown_has_both_with_their_figures(made: FinishedStudy) -> None:
     assert "Made from other trainings" not in text
 
 
-def test_page_and_latex_have_both_too(made: FinishedStudy) -> None:
-    report = made.report()
+def test_page_and_latex_have_both_too(study_with_figure: FinishedStudy) -> None:
+    report = study_with_figure.make_report()
     text = render_page(report)
     for name, title in (("representation", "Representation"), ("humans", "Human evaluation")):
         assert f'<a href="#{name}">{title}</a>' in text and f'<section id="{name}">' in text
@@ -129,10 +129,13 @@ def test_page_and_latex_have_both_too(made: FinishedStudy) -> None:
     assert r"Krippendorff's $\alpha$ (nominal) = 0.61" in written
 
 
-def test_csv_has_the_trackers_names_and_figures(made: FinishedStudy) -> None:
-    files = {path.name: path for path in write_report(made.report(), made.folder)}
+def test_csv_has_the_trackers_names_and_figures(study_with_figure: FinishedStudy) -> None:
+    files = {
+        path.name: path
+        for path in write_report(study_with_figure.make_report(), study_with_figure.folder)
+    }
     lines = list(csv.DictReader(io.StringIO(files["humans.csv"].read_text())))
-    shown = human_metrics(comparison_data(made))
+    shown = human_metrics(make_comparison_data(study_with_figure))
     assert {line["metric"]: float(line["value"]) for line in lines} == {
         name: value for name, value in shown.items() if not name.endswith((".low", ".high"))
     }
@@ -152,38 +155,40 @@ def test_csv_has_the_trackers_names_and_figures(made: FinishedStudy) -> None:
     ]  # fmt: skip
 
 
-def test_figures_of_other_trainings_are_told(made: FinishedStudy) -> None:
-    found = comparison_data(made)
+def test_figures_of_other_trainings_are_told(study_with_figure: FinishedStudy) -> None:
+    found = make_comparison_data(study_with_figure)
     found["trials"]["chip, frozen, seed 1"] = "f" * 64
-    write_json(made.folder / HUMANS_FOLDER / "shapes-01234567.json", found)
-    text = render_markdown(made.report())
+    write_json(study_with_figure.folder / HUMANS_FOLDER / "shapes-01234567.json", found)
+    text = render_markdown(study_with_figure.make_report())
     said = "Made from other trainings than this report's (chip, frozen, seed 1)"
     assert text.count(said) == 1 and said in text.split("## Human evaluation")[1]
 
 
 @pytest.mark.parametrize("broken", ["{", "[]", '{"arms": ["a", "b"], "benchmark": "x"}'])
-def test_a_broken_file_is_told_and_fails_nothing(made: FinishedStudy, broken: str) -> None:
-    (made.folder / HUMANS_FOLDER / "shapes-01234567.json").write_text(broken)
-    (made.folder / "representation.json").write_text(broken)
-    found = find_attachments(made.folder, made.plan)
+def test_a_broken_file_is_told_and_fails_nothing(
+    study_with_figure: FinishedStudy, broken: str
+) -> None:
+    (study_with_figure.folder / HUMANS_FOLDER / "shapes-01234567.json").write_text(broken)
+    (study_with_figure.folder / "representation.json").write_text(broken)
+    found = find_attachments(study_with_figure.folder, study_with_figure.plan)
     assert "humans.csv" not in found.tables and "representation.csv" not in found.tables
-    text = render_markdown(made.report())
+    text = render_markdown(study_with_figure.make_report())
     assert "representation.json is from another version or broken" in text
     assert "shapes-01234567.json is from another version or broken" in text
 
 
-def test_nothing_beside_makes_no_section(finished: Run, tmp_path: Path) -> None:
-    made = finished()
+def test_nothing_beside_makes_no_section(make_finished_study: Run, tmp_path: Path) -> None:
+    made = make_finished_study()
     found = find_attachments(tmp_path / "nowhere", made.plan)
     assert (found.sections, dict(found.tables)) == ((), {})
 
 
-def test_a_name_that_looks_like_markup_is_text(made: FinishedStudy) -> None:
-    found = representation_data(made)
+def test_a_name_that_looks_like_markup_is_text(study_with_figure: FinishedStudy) -> None:
+    found = make_representation_data(study_with_figure)
     found["rows"][1]["name"] = "<script>x</script> | y"
     (picture, table, _) = representation_blocks(found, PNG, "representation")
     assert json.dumps(found)  # plain data
-    write_json(made.folder / "representation.json", found)
-    report = made.report()
+    write_json(study_with_figure.folder / "representation.json", found)
+    report = study_with_figure.make_report()
     assert "<script" not in render_page(report) and "<script" not in render_markdown(report)
     assert picture.name == "representation" and len(table.rows) == 2

@@ -9,14 +9,14 @@ import pytest
 from orchestrator.analysis import Verdict, compare_with_baseline
 from orchestrator.plan.plan import Plan, Trial
 
-from .conftest import STUDY, FinishedStudy, noisy
+from .conftest import STUDY, FinishedStudy, draw_noisy_score
 
 Run = Callable[..., FinishedStudy]
 CHAIR = "shapes/chair_i"
 
 
-def test_a_difference_is_of_item_outcomes_and_has_its_verdict(finished: Run) -> None:
-    summary = finished().summary
+def test_a_difference_is_of_item_outcomes_and_has_its_verdict(make_finished_study: Run) -> None:
+    summary = make_finished_study().summary
     rows = {row.name: row.figures[CHAIR] for row in summary.rows}
     # chip, frozen: one mention of 3 in every eleventh item; seed 0 has items 0, 11 and 22
     assert rows["chip, frozen"].values[0] == pytest.approx(100 * 3 / 90)
@@ -33,8 +33,8 @@ def test_a_difference_is_of_item_outcomes_and_has_its_verdict(finished: Run) -> 
     ]
 
 
-def test_declared_metrics_come_first_and_have_roles_and_effects(finished: Run) -> None:
-    summary = finished(STUDY + "secondary: [shapes/cover]\n").summary
+def test_declared_metrics_come_first_and_have_roles_and_effects(make_finished_study: Run) -> None:
+    summary = make_finished_study(STUDY + "secondary: [shapes/cover]\n").summary
     assert list(summary.metrics)[:2] == [CHAIR, "shapes/cover"]
     assert [summary.role(metric) for metric in summary.metrics] == [
         "primary", "secondary", None, None,
@@ -48,18 +48,18 @@ def test_declared_metrics_come_first_and_have_roles_and_effects(finished: Run) -
 
 
 def test_trials_of_cells_that_are_gone_are_counted(
-    finished: Run, plan_of: Callable[..., Plan]
+    make_finished_study: Run, plan_of: Callable[..., Plan]
 ) -> None:
-    made = finished()
+    made = make_finished_study()
     assert made.summary.former_trials == 0
     made.plan = plan_of(STUDY.replace("[dpo, chip]", "[dpo, cmdpo]"))
     assert made.summary.former_trials == 6  # chip's two cells, three seeds each
 
 
-def test_an_undefined_figure_is_missing_and_not_0(finished: Run) -> None:
+def test_an_undefined_figure_is_missing_and_not_0(make_finished_study: Run) -> None:
     def score(trial: Trial, item: int, metric: str) -> tuple[float, float]:
-        return (0.0, 0.0) if trial.arm == "chip, trained" else noisy(trial, item, metric)
+        return (0.0, 0.0) if trial.arm == "chip, trained" else draw_noisy_score(trial, item, metric)
 
-    row = finished(score=score).summary.rows[-1]
+    row = make_finished_study(score=score).summary.rows[-1]
     assert row.name == "chip, trained"
     assert row.figures == {}

@@ -40,7 +40,7 @@ RIGHT = {("dpo", 0): 6, ("dpo", 1): 7, ("chip", 0): 8, ("chip", 1): 9}
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
-def finish(made: FinishedStudy, trial: Trial) -> None:
+def record_trial(made: FinishedStudy, trial: Trial) -> None:
     right = RIGHT.get((trial.arm, trial.seed or 0), 5)
     folder = made.attempt_folder(trial)
     items = [
@@ -59,10 +59,14 @@ def finish(made: FinishedStudy, trial: Trial) -> None:
 
 
 @pytest.fixture
-def made(finished: Callable[..., FinishedStudy], plan_of: Callable[..., object]) -> FinishedStudy:
-    study = finished(STUDY, without=["base", *(f"{arm}, seed {seed}" for arm, seed in RIGHT)])
+def finished_study(
+    make_finished_study: Callable[..., FinishedStudy], plan_of: Callable[..., object]
+) -> FinishedStudy:
+    study = make_finished_study(
+        STUDY, without=["base", *(f"{arm}, seed {seed}" for arm, seed in RIGHT)]
+    )
     for trial in study.plan.trials:
-        finish(study, trial)
+        record_trial(study, trial)
     return study
 
 
@@ -77,9 +81,9 @@ def test_which_units_are_shown_otherwise() -> None:
         assert (to_shown_unit(info), shown_unit_scale(info)) == (info, 1.0)
 
 
-def test_a_fraction_is_in_percent_in_every_output(made: FinishedStudy) -> None:
+def test_a_fraction_is_in_percent_in_every_output(finished_study: FinishedStudy) -> None:
     # dpo: (60 + 70)/2; chip: (80 + 90)/2; 20 points apart; sd of two that differ by 10: 10/√2
-    summary = made.summary
+    summary = finished_study.summary
     figure = summary.rows[2].figures[ACCURACY]
     assert summary.metrics[ACCURACY].unit == "percent"
     assert (figure.mean, figure.difference) == pytest.approx((85.0, 20.0))
@@ -97,17 +101,19 @@ def test_a_fraction_is_in_percent_in_every_output(made: FinishedStudy) -> None:
         float(line["value"]) for line in values
         if line["metric"] == ACCURACY and line["arm"] == "chip"
     ] == pytest.approx([80, 90])  # fmt: skip
-    text = render_markdown(made.report())
+    text = render_markdown(finished_study.make_report())
     assert "| chip | 2 | 85.00 ± 7.07 | +20.00 |" in text.replace("**", "")
     assert "difference (points)" in text and f"{ACCURACY} % ↑" in text
     found = json.loads(json.dumps(summary_to_json(summary)))
     assert found["arms"][2]["figures"][ACCURACY]["values"] == pytest.approx({"0": 80, "1": 90})
 
 
-def test_the_tracker_keeps_the_scorers_unit_and_differences_in_points(made: FinishedStudy) -> None:
+def test_the_tracker_keeps_the_scorers_unit_and_differences_in_points(
+    finished_study: FinishedStudy,
+) -> None:
     """A trial's own figure is the official one; its arm's mean stands beside it in charts."""
-    view = next(view for view in build_arm_views(made.summary) if view.arm.name == "chip")
-    trials = [made.ledger[trial.fingerprint].metrics(trial) for trial in view.arm.trials]
+    view = next(view for view in build_arm_views(finished_study.summary) if view.arm.name == "chip")
+    trials = [finished_study.ledger[trial.fingerprint].metrics(trial) for trial in view.arm.trials]
     assert [metrics[ACCURACY] for metrics in trials] == [0.8, 0.9]
     assert view.figures[ACCURACY] == pytest.approx(0.85)
     assert view.figures[f"{ACCURACY}.sd"] == pytest.approx(0.1 / 2**0.5)
@@ -116,8 +122,8 @@ def test_the_tracker_keeps_the_scorers_unit_and_differences_in_points(made: Fini
     assert low < 20 < high
 
 
-def test_the_status_table_shows_percent(made: FinishedStudy) -> None:
-    table = trial_table(made.plan, made.workdir)
+def test_the_status_table_shows_percent(finished_study: FinishedStudy) -> None:
+    table = trial_table(finished_study.plan, finished_study.workdir)
     assert table.columns[-1].header == f"{ACCURACY} % ↑"
     # base, then each seed's arms in turn
     assert [str(cell) for cell in table.columns[-1].cells] == [
@@ -125,14 +131,17 @@ def test_the_status_table_shows_percent(made: FinishedStudy) -> None:
     ]  # fmt: skip
 
 
-def test_the_smallest_difference_is_in_points(made: FinishedStudy) -> None:
+def test_the_smallest_difference_is_in_points(finished_study: FinishedStudy) -> None:
     # δ = 30 points: within it is what 20 points with a narrow interval would be; 0.3 would not.
-    metric = made.summary.compared[ACCURACY].results.metric(ACCURACY)
+    metric = finished_study.summary.compared[ACCURACY].results.metric(ACCURACY)
     assert metric.smallest_difference == 30
     assert [float(values.mean()) for values in metric.values] == pytest.approx([65, 85])
 
 
-def test_without_item_outcomes_too(made: FinishedStudy) -> None:
-    (made.attempt_folder(made.trial("chip, seed 0")) / "scores/pope.json").unlink()
-    figure = made.summary.rows[2].figures[ACCURACY]
+def test_without_item_outcomes_too(finished_study: FinishedStudy) -> None:
+    (
+        finished_study.attempt_folder(finished_study.find_trial("chip, seed 0"))
+        / "scores/pope.json"
+    ).unlink()
+    figure = finished_study.summary.rows[2].figures[ACCURACY]
     assert figure.difference == pytest.approx(20)

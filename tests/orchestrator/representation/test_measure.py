@@ -17,7 +17,6 @@ from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, write_weights
 from chip_core.results import MODEL, TrialResult
 from chip_core.shapes import MODEL_FOLDER
-from orchestrator.cli import main
 from orchestrator.plan.plan import Plan, Trial, make_plan
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.load import load_study
@@ -40,18 +39,7 @@ benchmarks:
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def ran(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([*map(str, arguments)])
-        said = capsys.readouterr()
-        return int(str(ended.value.code)), said.out, said.err
-
-    return ran
-
-
-def trained(workdir: Path, plan: Plan, trial: Trial, scale: float) -> None:
+def write_trained_model(workdir: Path, plan: Plan, trial: Trial, scale: float) -> None:
     """Leave a trained model: the embedded one with its first weights scaled."""
     folder = workdir / "trials" / trial.fingerprint[:16] / "attempt-1"
     shutil.copytree(MODEL_FOLDER, folder / MODEL)
@@ -66,21 +54,21 @@ def trained(workdir: Path, plan: Plan, trial: Trial, scale: float) -> None:
 
 
 def test_a_study_in_one_picture(
-    tmp_path: Path, run: Run, with_store: Callable[[Path], Path]
+    tmp_path: Path, run_captured: Run, with_store: Callable[[Path], Path]
 ) -> None:
     workdir, file = with_store(tmp_path / "work"), tmp_path / "small.yaml"
     file.write_text(STUDY)
     plan = make_plan(load_study(file))
     dpo, chip = plan.arms
-    trained(workdir, plan, dpo.trials[0], 0.9)
-    trained(workdir, plan, chip.trials[0], 0.5)
-    trained(workdir, plan, chip.trials[1], 0.6)
+    write_trained_model(workdir, plan, dpo.trials[0], 0.9)
+    write_trained_model(workdir, plan, chip.trials[0], 0.5)
+    write_trained_model(workdir, plan, chip.trials[1], 0.6)
     tracker = InlineTracker(workdir)
-    tracker.open(plan, [_view(trial) for trial in plan.trials])
+    tracker.open(plan, [_make_view(trial) for trial in plan.trials])
     tracker.close([], "FINISHED", None)
 
     arguments = ["represent", file, "--workdir", workdir, "--items", 8, "--json"]
-    code, printed, complaint = run(*arguments, "--out", tmp_path / "out")
+    code, printed, complaint = run_captured(*arguments, "--out", tmp_path / "out")
     assert code == 0, complaint
     found = json.loads(printed)
     assert [(row["name"], row["seeds"]) for row in found["rows"]] == [
@@ -117,7 +105,7 @@ ADAPTED = STUDY.replace("objective: [dpo, chip]", "language_model: [lora]").repl
 )
 
 
-def adapted(workdir: Path, plan: Plan, trial: Trial, written: Callable[[str], str]) -> None:
+def write_adapter(workdir: Path, plan: Plan, trial: Trial, written: Callable[[str], str]) -> None:
     """Leave a trained adapter, its weights drawn and named in some way."""
     folder = workdir / "trials" / trial.fingerprint[:16] / "attempt-1"
     model = attach_adapters(loading.load(trial.config.model)[0], trial.config)
@@ -135,7 +123,9 @@ def adapted(workdir: Path, plan: Plan, trial: Trial, written: Callable[[str], st
     )
 
 
-def test_an_adapter_is_read_where_it_belongs_or_not_at_all(tmp_path: Path, run: Run) -> None:
+def test_an_adapter_is_read_where_it_belongs_or_not_at_all(
+    tmp_path: Path, run_captured: Run
+) -> None:
     file = tmp_path / "small.yaml"
     file.write_text(ADAPTED)
     plan = make_plan(load_study(file))
@@ -146,8 +136,8 @@ def test_an_adapter_is_read_where_it_belongs_or_not_at_all(tmp_path: Path, run: 
         "bad": lambda name: name.replace("_proj", "_lin"),
     }.items():
         workdir = tmp_path / name
-        adapted(workdir, plan, plan.arms[0].trials[0], written)
-        found[name] = run("represent", file, "--workdir", workdir, "--items", 4, "--json")
+        write_adapter(workdir, plan, plan.arms[0].trials[0], written)
+        found[name] = run_captured("represent", file, "--workdir", workdir, "--items", 4, "--json")
     rows = {name: json.loads(found[name][1])["rows"] for name in ("right", "ddp")}
     assert rows["ddp"] == rows["right"]
     base, arm = (row["figures"] for row in rows["right"])
@@ -159,13 +149,15 @@ def test_an_adapter_is_read_where_it_belongs_or_not_at_all(tmp_path: Path, run: 
     assert "Traceback" not in said
 
 
-def _view(trial: Trial) -> TrialView:
+def _make_view(trial: Trial) -> TrialView:
     return TrialView(trial=trial, status="FINISHED", metrics={}, folders=[], seconds={}, data={})
 
 
-def test_a_model_by_itself(tmp_path: Path, run: Run) -> None:
+def test_a_model_by_itself(tmp_path: Path, run_captured: Run) -> None:
     out: list[Any] = ["--out", tmp_path / "out"]
-    code, _, complaint = run("represent", "shapes", "--items", 3, "--pool", "last", "--alone", *out)
+    code, _, complaint = run_captured(
+        "represent", "shapes", "--items", 3, "--pool", "last", "--alone", *out
+    )
     assert code == 0, complaint
     found = json.loads((tmp_path / "out" / "representation-alone.json").read_text())
     assert (found["pool"], [row["name"] for row in found["rows"]]) == ("last", ["shapes"])
@@ -181,7 +173,7 @@ def test_a_model_by_itself(tmp_path: Path, run: Run) -> None:
         (["encodr"], "no such study file"),
     ],
 )
-def test_what_a_user_gets_wrong(run: Run, arguments: list[str], said: str) -> None:
-    code, _, complaint = run("represent", *arguments)
+def test_what_a_user_gets_wrong(run_captured: Run, arguments: list[str], said: str) -> None:
+    code, _, complaint = run_captured("represent", *arguments)
     assert code == 2 and said in complaint and "Traceback" not in complaint
     assert len([line for line in complaint.splitlines() if "chip-ablate:" in line]) == 1

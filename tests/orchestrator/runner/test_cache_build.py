@@ -33,7 +33,7 @@ from orchestrator.state.cache_plan import USES_FILE, PlannedCache, cache_folder,
 from orchestrator.state.ledger import Ledger
 
 from ..conftest import SHORT, STUDY, TINY
-from ..fakes import FakeExecutor, FakeTracker, leave_result
+from ..fakes import FakeExecutor, FakeTracker, write_job_result
 
 PlanOf = Callable[..., Plan]
 
@@ -52,20 +52,20 @@ def plan_of(plan_of: PlanOf) -> PlanOf:
     return planned
 
 
-def passes(plan: Plan, workdir: Path) -> dict[str, PlannedCache]:
+def plan_caches_by_name(plan: Plan, workdir: Path) -> dict[str, PlannedCache]:
     found = plan_caches(plan, Ledger(workdir), workdir)
     return {planned.spec.name: planned for planned in found}
 
 
-def states(plan: Plan, workdir: Path) -> dict[str, str]:
-    return {name: planned.state for name, planned in passes(plan, workdir).items()}
+def list_states(plan: Plan, workdir: Path) -> dict[str, str]:
+    return {name: planned.state for name, planned in plan_caches_by_name(plan, workdir).items()}
 
 
 def run(
     plan: Plan, workdir: Path, executor: Any = None, console: Console | None = None
 ) -> tuple[list[dict[str, Any]], Any]:
     """Run a study; return what became of its passes, and the executor."""
-    executor = executor or Inline()
+    executor = executor or RecordingExecutor()
     outcome = run_study(
         plan,
         workdir=workdir,
@@ -78,7 +78,7 @@ def run(
     return json.loads(file.read_text()) if file.exists() else [], executor
 
 
-class Inline(InlineExecutor):
+class RecordingExecutor(InlineExecutor):
     """Notes what it is given."""
 
     def __init__(self) -> None:
@@ -95,17 +95,17 @@ class Inline(InlineExecutor):
 
 
 @pytest.fixture
-def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make passes as they are made, and of trials what they leave, without a training."""
     really = inline.execute_job
 
     def execute(job: Job, *given: Any) -> Any:
-        return leave_result(job) if job.shard is None else really(job, *given)
+        return write_job_result(job) if job.shard is None else really(job, *given)
 
     monkeypatch.setattr(inline, "execute_job", execute)
 
 
-def losses(workdir: Path) -> dict[str, list[float]]:
+def read_losses(workdir: Path) -> dict[str, list[float]]:
     found = {}
     for curves in sorted(workdir.glob(f"trials/*/attempt-1/{CURVES}")):
         lines = [json.loads(line)["figures"]["loss"] for line in curves.read_text().splitlines()]
@@ -114,13 +114,13 @@ def losses(workdir: Path) -> dict[str, list[float]]:
 
 
 def test_a_pass_is_planned_where_it_is_read_often_enough(plan_of: PlanOf, tmp_path: Path) -> None:
-    found = passes(plan_of(), tmp_path)
+    found = plan_caches_by_name(plan_of(), tmp_path)
     assert {name: planned.reads for name, planned in found.items()} == EIGHT
-    assert states(plan_of(), tmp_path) == {
+    assert list_states(plan_of(), tmp_path) == {
         "text, hidden states in fp32": "to make",  # 7,680 ≥ 1.25 × 4,096 = 5,120
         "rejected image diffusion": "in the step",  # 3,840 < 5,120
     }
-    one_more = states(plan_of(seeds=[0, 1, 2]), tmp_path)
+    one_more = list_states(plan_of(seeds=[0, 1, 2]), tmp_path)
     assert one_more["rejected image diffusion"] == "to make"  # 5,760
     # 2 responses of n tokens, 4 + 4 + 128 × 4 bytes a token; n is 17 or so
     text, image = (planned.bytes or 0 for planned in found.values())
@@ -132,18 +132,21 @@ def test_arms_without_the_token_term_alone_plan_no_hidden_states(
     plan_of: PlanOf, tmp_path: Path
 ) -> None:
     text = STUDY.replace("[dpo, chip]", "[dpo, cmdpo]")
-    assert list(passes(plan_of(text), tmp_path)) == ["text", "rejected image diffusion"]
+    assert list(plan_caches_by_name(plan_of(text), tmp_path)) == [
+        "text",
+        "rejected image diffusion",
+    ]
     alone = STUDY.replace("[dpo, chip]", "[dpo]").replace("seeds: [0, 1]", "seeds: [0, 1, 2]")
-    assert states(plan_of(alone), tmp_path) == {"text": "to make"}  # 2 × 3 × 960 = 5,760
+    assert list_states(plan_of(alone), tmp_path) == {"text": "to make"}  # 2 × 3 × 960 = 5,760
 
 
 def test_with_the_cache_off_nothing_is_planned(plan_of: PlanOf, tmp_path: Path) -> None:
-    assert passes(plan_of(overrides={"reference_cache": "off"}), tmp_path) == {}
+    assert plan_caches_by_name(plan_of(overrides={"reference_cache": "off"}), tmp_path) == {}
 
 
 def test_features_are_passes_of_arms_with_a_frozen_tower(plan_of: PlanOf, tmp_path: Path) -> None:
     on = {"engine.feature_cache": "auto"}
-    found = passes(plan_of(overrides=on, seeds=[0, 1, 2]), tmp_path)
+    found = plan_caches_by_name(plan_of(overrides=on, seeds=[0, 1, 2]), tmp_path)
     assert {name: planned.reads for name, planned in found.items()} == {
         "text, hidden states in fp32": 12 * 960,
         "image features": 6 * 960,
@@ -151,7 +154,7 @@ def test_features_are_passes_of_arms_with_a_frozen_tower(plan_of: PlanOf, tmp_pa
         "features of rejected image diffusion": 3 * 960,
     }
     assert found["image features"].state == "in the step"  # 5,760 < 2 × 4,096
-    more = states(plan_of(overrides=on, seeds=[0, 1, 2, 3, 4]), tmp_path)
+    more = list_states(plan_of(overrides=on, seeds=[0, 1, 2, 3, 4]), tmp_path)
     assert more["image features"] == "to make"  # 9,600 ≥ 8,192
     assert more["features of rejected image diffusion"] == "in the step"  # 4,800
     # 37 tokens of 96 numbers of 4 bytes: 48 pixels in patches of 8, and one more
@@ -160,13 +163,13 @@ def test_features_are_passes_of_arms_with_a_frozen_tower(plan_of: PlanOf, tmp_pa
 
 def test_trials_that_lack_scores_alone_read_nothing(plan_of: PlanOf, tmp_path: Path) -> None:
     run(plan_of(), tmp_path, FakeExecutor())
-    assert passes(plan_of(), tmp_path) == {}
+    assert plan_caches_by_name(plan_of(), tmp_path) == {}
     scored = STUDY.replace("report: [shapes]", "report: [shapes]\n  select: [shapes]")
-    assert passes(plan_of(scored), tmp_path) == {}
+    assert plan_caches_by_name(plan_of(scored), tmp_path) == {}
     for model in tmp_path.glob(f"trials/*/*/{MODEL}"):  # so that they are trained again
         model.rmdir()
-    assert passes(plan_of(), tmp_path) == {}
-    found = passes(plan_of(scored), tmp_path)
+    assert plan_caches_by_name(plan_of(), tmp_path) == {}
+    found = plan_caches_by_name(plan_of(scored), tmp_path)
     assert {name: planned.reads for name, planned in found.items()} == EIGHT
 
 
@@ -175,13 +178,13 @@ def test_draws_of_a_trial_and_of_an_epoch_are_passes_where_they_pay(
 ) -> None:
     whole = {"training.max_steps": None, "training.epochs": 2}
     drawn = {**whole, "rejected_image.redraw": "each_epoch"}
-    assert states(plan_of(overrides=drawn), tmp_path) == {
+    assert list_states(plan_of(overrides=drawn), tmp_path) == {
         "text, hidden states in fp32": "to make",
         "rejected image diffusion, epoch 0": "to make",  # by two arms of two seeds
         "rejected image diffusion, epoch 1": "to make",
     }
     own = {**drawn, "rejected_image.corruption_seed": "per_trial"}
-    per_trial = states(plan_of(overrides=own), tmp_path)
+    per_trial = list_states(plan_of(overrides=own), tmp_path)
     assert [name for name, state in per_trial.items() if state == "to make"] == [
         "text, hidden states in fp32",
         *(
@@ -191,7 +194,7 @@ def test_draws_of_a_trial_and_of_an_epoch_are_passes_where_they_pay(
         ),
     ]
     one_arm = STUDY.replace("vision_encoder: [frozen, trained]", "vision_encoder: [frozen]")
-    alone = states(plan_of(one_arm, overrides=own), tmp_path)
+    alone = list_states(plan_of(one_arm, overrides=own), tmp_path)
     assert set(alone.values()) == {"to make", "in the step"}
     assert alone["rejected image diffusion, epoch 0, seed 0"] == "in the step"
 
@@ -201,7 +204,7 @@ def test_a_study_makes_its_passes_once_and_its_figures_are_the_same(
 ) -> None:
     plan = plan_of(TINY, overrides=SHORT)
     # Both read the text, 2 × 16 samples of 10; the rejected images are read by one, 16 of 10.
-    assert set(states(plan, tmp_path / "stored").values()) == {"to make"}
+    assert set(list_states(plan, tmp_path / "stored").values()) == {"to make"}
     records, executor = run(plan, tmp_path / "stored")
     assert [(record["pass"], record["state"], record["samples"]) for record in records] == [
         ("text, hidden states in fp32", "made", 10),
@@ -226,7 +229,7 @@ def test_a_study_makes_its_passes_once_and_its_figures_are_the_same(
     ]
     records, executor = run(off, tmp_path / "live")
     assert (records, executor.parts) == ([], [])
-    stored, live = losses(tmp_path / "stored"), losses(tmp_path / "live")
+    stored, live = read_losses(tmp_path / "stored"), read_losses(tmp_path / "live")
     assert len(stored) == 2
     for name, values in stored.items():
         assert values == pytest.approx(live[name], rel=1e-5)
@@ -255,13 +258,15 @@ def test_features_are_made_and_read(plan_of: PlanOf, tmp_path: Path) -> None:
             assert (engine["reference"], engine["image_features"]) == ("stored", "stored")
 
 
-@pytest.mark.usefixtures("untrained")
+@pytest.mark.usefixtures("fake_training")
 def test_a_broken_store_is_made_anew_before_the_trials(
     plan_of: PlanOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = plan_of(TINY, overrides=SHORT)
     run(plan, tmp_path)
-    for planned in passes(plan_of(TINY, overrides=SHORT, seeds=[1]), tmp_path).values():
+    for planned in plan_caches_by_name(
+        plan_of(TINY, overrides=SHORT, seeds=[1]), tmp_path
+    ).values():
         assert planned.state == "cached"
         file = store_folder(cache_folder(tmp_path), planned.spec.key) / "shard-00000.safetensors"
         raw = bytearray(file.read_bytes())
@@ -292,7 +297,7 @@ def test_passes_are_shared_out_to_workers(plan_of: PlanOf, tmp_path: Path) -> No
     assert all(job.caches is None for job in executor.jobs)
 
 
-@pytest.mark.usefixtures("untrained")
+@pytest.mark.usefixtures("fake_training")
 def test_a_pass_that_another_driver_makes_is_waited_for(
     plan_of: PlanOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -300,7 +305,7 @@ def test_a_pass_that_another_driver_makes_is_waited_for(
     waited = []
     elsewhere = tmp_path / "elsewhere"
     run(plan, elsewhere)
-    ones = [planned.spec for planned in passes(plan, tmp_path).values()]
+    ones = [planned.spec for planned in plan_caches_by_name(plan, tmp_path).values()]
     held = {one.key: build_lock(store_folder(cache_folder(tmp_path), one.key)) for one in ones}
     for lock in held.values():
         lock.__enter__()
@@ -337,9 +342,9 @@ def test_without_room_nothing_is_begun(
     run(plan_of(overrides={"reference_cache": "off"}), tmp_path, executor)
 
 
-@pytest.mark.usefixtures("untrained")
+@pytest.mark.usefixtures("fake_training")
 def test_a_part_whose_worker_was_lost_is_made_after_all(plan_of: PlanOf, tmp_path: Path) -> None:
-    class LosesOne(Inline):
+    class LosesOne(RecordingExecutor):
         def run(self, jobs: Any, on_event: Any, retry: Any = None, more: Any = None) -> None:
             if not self.jobs:
                 first, *rest = jobs
@@ -356,11 +361,11 @@ def test_a_part_whose_worker_was_lost_is_made_after_all(plan_of: PlanOf, tmp_pat
     assert executor.jobs[0].id.endswith("-again")
 
 
-@pytest.mark.usefixtures("untrained")
+@pytest.mark.usefixtures("fake_training")
 def test_progress_of_a_pass_is_its_samples(plan_of: PlanOf, tmp_path: Path) -> None:
     events: list[JobEvent] = []
 
-    class Watched(Inline):
+    class Watched(RecordingExecutor):
         def run(self, jobs: Any, on_event: Any, retry: Any = None, more: Any = None) -> None:
             def both(event: JobEvent) -> None:
                 events.append(event)

@@ -26,7 +26,7 @@ from orchestrator.runner.display import Board, LiveDisplay, _TrialLine
 
 
 @dataclass(frozen=True)
-class Shown:
+class FakeTrial:
     fingerprint: str = "0123456789"
     arm: str = "dpo"
     name: str = "dpo, seed 0"
@@ -43,7 +43,7 @@ def test_what_was_done_before_the_first_report_took_no_time(
         model=ModelConfig(path="shapes"), benchmarks={"report": [{"name": "shapes"}]}
     )
     job = Job(id="j", name="dpo, seed 0", config=config, folder=tmp_path)
-    board = Board([(job, Shown(), 1)])
+    board = Board([(job, FakeTrial(), 1)])
     board.on_event(JobStarted(job=job))
     board.on_event(JobProgressed(job=job, progress=Progress(phase="train", done=30, total=60)))
     assert board.eta(board.lines["j"]) is None
@@ -58,7 +58,7 @@ def test_files_that_are_copied_are_no_share_of_a_trial(tmp_path: Path) -> None:
         model=ModelConfig(path="shapes"), benchmarks={"report": [{"name": "shapes"}]}
     )
     job = Job(id="j", name="dpo, seed 0", config=config, folder=tmp_path)
-    board = Board([(job, Shown(), 1)])
+    board = Board([(job, FakeTrial(), 1)])
     board.on_event(JobStarted(job=job))
 
     def share(phase: str, done: int, total: int) -> float:
@@ -93,7 +93,7 @@ def test_what_was_stopped_did_not_fail(tmp_path: Path) -> None:
         Job(id=name, name=name, config=config, folder=tmp_path) for name in ("failed", "killed")
     ]
     console = Console(width=120, force_terminal=True, record=True)
-    shown = LiveDisplay(console, [(job, Shown(arm=job.name), 1) for job in jobs])
+    shown = LiveDisplay(console, [(job, FakeTrial(arm=job.name), 1) for job in jobs])
     shown.on_event(JobFailed(job=jobs[0], reason="the loss is nan"))
     shown.on_event(JobFailed(job=jobs[1], reason="asked to", cause="stopped"))
     console.print(shown._draw())
@@ -112,7 +112,7 @@ def test_passes_and_trials_have_their_own_counts_and_times_left(
     )
     jobs = [Job(id=name, name=name, config=config, folder=tmp_path) for name in ("part", "trial")]
     jobs[0] = replace(jobs[0], shard=BuildShard(passes=(), cache=tmp_path, number=0, of=1))
-    board = Board([(job, Shown(), 1) for job in jobs])
+    board = Board([(job, FakeTrial(), 1) for job in jobs])
 
     def far(job: Job, phase: str, done: int, total: int) -> None:
         board.on_event(

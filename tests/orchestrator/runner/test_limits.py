@@ -75,7 +75,7 @@ class Clock:
         return self.seconds
 
 
-class Working(FakeExecutor):
+class HourlyExecutor(FakeExecutor):
     """Jobs that take an hour: half an hour to the first progress, half an hour to the end."""
 
     clock: Clock
@@ -89,13 +89,13 @@ class Working(FakeExecutor):
         super().run(jobs, listener, retry, more)
 
 
-def limited(plan: Plan, folder: Path, limits: Limits, gpus: float) -> tuple[list[str], str]:
+def run_until_limit(plan: Plan, folder: Path, limits: Limits, gpus: float) -> tuple[list[str], str]:
     """Return what happened until the limit, and which it was."""
     jobs: list[Job] = []
     for job, _, _ in make_jobs(plan, Ledger(folder), folder):
         engine = job.config.engine.model_copy(update={"gpus_per_worker": gpus})
         jobs.append(replace(job, config=job.config.model_copy(update={"engine": engine})))
-    executor = Working()
+    executor = HourlyExecutor()
     executor.clock = Clock()
     told: list[str] = []
     with pytest.raises(KeyboardInterrupt):
@@ -106,7 +106,7 @@ def limited(plan: Plan, folder: Path, limits: Limits, gpus: float) -> tuple[list
 
 
 def test_hours_count_from_the_first_trials_start(plan_of: PlanOf, tmp_path: Path) -> None:
-    told, limit = limited(plan_of(), tmp_path, Limits(max_hours=1.5), gpus=0)
+    told, limit = run_until_limit(plan_of(), tmp_path, Limits(max_hours=1.5), gpus=0)
     assert limit == "max_hours 1.5"
     # base takes an hour; half an hour later the first training tells of itself
     assert told == ["JobStarted base", "JobProgressed base", "JobFinished base",
@@ -115,13 +115,13 @@ def test_hours_count_from_the_first_trials_start(plan_of: PlanOf, tmp_path: Path
 
 
 def test_nothing_begins_at_the_limit(plan_of: PlanOf, tmp_path: Path) -> None:
-    told, _ = limited(plan_of(), tmp_path, Limits(max_hours=1.0), gpus=0)
+    told, _ = run_until_limit(plan_of(), tmp_path, Limits(max_hours=1.0), gpus=0)
     assert told[-1] == "JobFinished base"
 
 
 def test_gpu_hours_are_those_that_jobs_hold(plan_of: PlanOf, tmp_path: Path) -> None:
     # Two GPUs: base 2 GPU hours, the first training 2; 1 more when the second tells of itself.
-    told, limit = limited(plan_of(), tmp_path, Limits(max_gpu_hours=5.0), gpus=2)
+    told, limit = run_until_limit(plan_of(), tmp_path, Limits(max_gpu_hours=5.0), gpus=2)
     assert limit == "max_gpu_hours 5"
     assert told[-2:] == [f"JobProgressed {SECOND}", f"JobFailed {SECOND}"]
 
@@ -131,7 +131,7 @@ def test_gpu_hours_are_those_too_that_a_studys_server_holds(
 ) -> None:
     jobs = [job for job, _, _ in make_jobs(plan_of(), Ledger(tmp_path), tmp_path)]
 
-    class Serving(Working):
+    class Serving(HourlyExecutor):
         def reserve_gpus(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
             return nullcontext([str(number) for number in range(gpus)])
 
@@ -158,7 +158,7 @@ def run_timed(
     plan: Plan, workdir: Path, limits: Limits, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[RunOutcome, FakeTracker]:
     """Run a study by the clock of its trials."""
-    executor, tracker = Working(), FakeTracker()
+    executor, tracker = HourlyExecutor(), FakeTracker()
     executor.clock = Clock()
     monkeypatch.setattr(
         "orchestrator.run.LimitedExecutor",

@@ -34,7 +34,7 @@ from ..conftest import SHORT, TINY
 from ..fakes import FakeExecutor, FakeTracker
 
 
-class Watched(InlineExecutor):
+class RecordingExecutor(InlineExecutor):
     """Notes its runs, and what begins and ends."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ def test_trials_wait_for_the_caches_that_they_read_and_no_others_do(
     plan_of: Callable[..., Plan], tmp_path: Path
 ) -> None:
     plan = plan_of(TINY, overrides={**SHORT, "engine.feature_cache": "off"})
-    executor = Watched()
+    executor = RecordingExecutor()
     run_study(
         plan,
         workdir=tmp_path,
@@ -90,8 +90,8 @@ ADAPTERS = {
 }
 
 
-def processes(within: Path) -> list[psutil.Process]:
-    """What runs of the program in a folder."""
+def find_processes(within: Path) -> list[psutil.Process]:
+    """Find the processes of the program that run in a folder."""
     found = []
     for process in psutil.Process().children(recursive=True):
         if str(within) in " ".join(process.cmdline()):
@@ -99,7 +99,7 @@ def processes(within: Path) -> list[psutil.Process]:
     return found
 
 
-class Killing(InlineExecutor):
+class ServerKillingExecutor(InlineExecutor):
     """Kills the server when the second arm has had an answer, and others are under way."""
 
     killed = 0
@@ -134,7 +134,7 @@ def test_arms_are_answered_by_one_server_which_dies_and_is_started_again(
     plan = plan_of(STUDY, overrides=ADAPTERS)
     said = [str(line) for line in evaluation_lines(plan, Ledger(tmp_path / "runs"))]
     assert any(line.startswith("answers: one server for 2 arms and the untrained") for line in said)
-    executor = Killing()
+    executor = ServerKillingExecutor()
     outcome = run_study(
         plan,
         workdir=tmp_path / "runs",
@@ -154,10 +154,10 @@ def test_arms_are_answered_by_one_server_which_dies_and_is_started_again(
         assert metadata["generator"] == "vLLM 0.0.2"
         assert metadata["parity"]["equal"] == metadata["parity"]["items"] == 2
     assert sorted(path.name for path in folder.iterdir()) == ["vllm-1.log", "vllm-2.log"]
-    assert processes(tmp_path) == []
+    assert find_processes(tmp_path) == []
 
 
-class Watching(FakeExecutor):
+class ServerWatchingExecutor(FakeExecutor):
     """Sees the server that its jobs would ask."""
 
     seen: Any = None
@@ -175,7 +175,7 @@ def test_ctrl_c_ends_the_server_with_the_study(
 ) -> None:
     program = write_program(tmp_path, QUICK)
     monkeypatch.setenv(vllm.PROGRAM_VARIABLE, str(program))
-    executor = Watching(dies_before="base")
+    executor = ServerWatchingExecutor(interrupt_before="base")
     plan = plan_of(STUDY, overrides=ADAPTERS)
     outcome = run_study(
         plan,
@@ -185,7 +185,7 @@ def test_ctrl_c_ends_the_server_with_the_study(
         console=Console(quiet=True),
     )
     assert outcome.interrupted and executor.seen.state == "up"
-    assert processes(program) == []
+    assert find_processes(program) == []
     folder = tmp_path / "runs" / "engines" / plan.study.name
     assert [path.name for path in folder.iterdir()] == ["vllm-1.log"]
 
@@ -214,4 +214,4 @@ def test_what_keeps_the_server_from_its_start_is_one_line(
         run_study_server(plan, jobs, FakeExecutor(), tmp_path / "engine", StopRequest()),
     ):
         pass
-    assert processes(tmp_path) == []
+    assert find_processes(tmp_path) == []

@@ -20,14 +20,15 @@ from orchestrator.runner.jobs import UNRECORDED_END, make_jobs
 from orchestrator.runner.retries import next_retry
 from orchestrator.state.ledger import Ledger
 
-from ..fakes import FakeExecutor
-from ..test_run import run
+from ..fakes import FakeExecutor, run_with_fakes
 
 PlanOf = Callable[..., Plan]
 BAD = "dpo, frozen, seed 1"
 
 
-def failed(cause: Cause, *, outside: bool = False, micro_batch: int = 4, **job: Any) -> JobFailed:
+def make_failure(
+    cause: Cause, *, outside: bool = False, micro_batch: int = 4, **job: Any
+) -> JobFailed:
     config = TrialConfig.model_validate(
         {"model": "shapes", "engine": {"micro_batch": micro_batch, "retries": 2}}
     )
@@ -37,16 +38,16 @@ def failed(cause: Cause, *, outside: bool = False, micro_batch: int = 4, **job: 
 
 @pytest.mark.parametrize("cause", ["trial_error", "disk", "stopped"])
 def test_what_cannot_get_better_is_not_tried_again(cause: Cause) -> None:
-    assert next_retry(failed(cause), lost_count=0) is None
+    assert next_retry(make_failure(cause), lost_count=0) is None
 
 
 def test_a_lost_worker_is_tried_again_as_often_as_the_engine_says() -> None:
-    lost = failed("worker_lost", outside=True)
+    lost = make_failure("worker_lost", outside=True)
     assert [next_retry(lost, lost_count=times) for times in range(3)] == [lost.job, lost.job, None]
 
 
 def test_memory_that_ran_out_halves_the_micro_batch_and_nothing_else() -> None:
-    job = failed("memory").job
+    job = make_failure("memory").job
     sizes = []
     for _ in range(2):  # 4 → 2 → 1
         retry_job = next_retry(JobFailed(job=job, reason="why", cause="memory"), lost_count=9)
@@ -58,23 +59,22 @@ def test_memory_that_ran_out_halves_the_micro_batch_and_nothing_else() -> None:
         "micro-batch 2 instead of 4 with the same global batch: why",
         "micro-batch 1 instead of 2 with the same global batch: why",
     )
-    same = job.config.model_copy(update={"engine": failed("memory").job.config.engine})
-    assert same == failed("memory").job.config
-    assert (
-        next_retry(JobFailed(job=job, reason="why", cause="memory"), lost_count=0) is None
-    )  # 1 is the least
+    same = job.config.model_copy(update={"engine": make_failure("memory").job.config.engine})
+    assert same == make_failure("memory").job.config
+    # A micro-batch of 1 is the smallest.
+    assert next_retry(JobFailed(job=job, reason="why", cause="memory"), lost_count=0) is None
 
 
 def test_a_machine_whose_memory_ran_out_is_tried_again_where_nothing_is_left_to_halve() -> None:
-    killed = failed("memory", outside=True, untrained=True)
+    killed = make_failure("memory", outside=True, untrained=True)
     assert next_retry(killed, lost_count=0) is killed.job
     assert next_retry(killed, lost_count=2) is None
-    assert next_retry(failed("memory", untrained=True), lost_count=0) is None
+    assert next_retry(make_failure("memory", untrained=True), lost_count=0) is None
 
 
 @pytest.mark.usefixtures("blank_figures")
 def test_each_attempt_of_a_run_ends_once_in_the_ledger(plan_of: PlanOf, tmp_path: Path) -> None:
-    outcome, executor, tracker = run(
+    outcome, executor, tracker = run_with_fakes(
         plan_of(), tmp_path, FakeExecutor(lost={BAD: ["worker_lost", "worker_lost"]})
     )
     assert not outcome.failed
@@ -92,14 +92,14 @@ def test_each_attempt_of_a_run_ends_once_in_the_ledger(plan_of: PlanOf, tmp_path
 @pytest.mark.usefixtures("blank_figures")
 def test_retries_of_a_run_come_to_an_end(plan_of: PlanOf, tmp_path: Path) -> None:
     executor = FakeExecutor(lost={BAD: ["worker_lost"] * 9})
-    outcome, _, _ = run(plan_of(), tmp_path, executor)
+    outcome, _, _ = run_with_fakes(plan_of(), tmp_path, executor)
     assert outcome.failed == {BAD: "it died"}
     assert executor.names.count(BAD) == 4  # engine.retries is 3
 
 
 @pytest.mark.usefixtures("blank_figures")
 def test_a_full_disk_lets_nothing_more_begin(plan_of: PlanOf, tmp_path: Path) -> None:
-    outcome, _, tracker = run(plan_of(), tmp_path, FakeExecutor(lost={BAD: ["disk"]}))
+    outcome, _, tracker = run_with_fakes(plan_of(), tmp_path, FakeExecutor(lost={BAD: ["disk"]}))
     assert outcome.failed == {BAD: "it died"}
     assert outcome.drain_reason == "a disk is full"
     assert tracker.status == "FAILED"
@@ -111,7 +111,7 @@ def test_an_attempt_whose_driver_died_has_an_end_too(plan_of: PlanOf, tmp_path: 
     _, trial, attempt = make_jobs(plan, ledger, tmp_path)[2]
     ledger.record_start(trial, "small", attempt)
     ledger.record_start(trial, "another", attempt + 1)  # whose driver may well be alive
-    run(plan_of(), tmp_path)
+    run_with_fakes(plan_of(), tmp_path)
     history = Ledger(tmp_path)[trial.fingerprint].history
     assert {number: each.outcome for number, each in history.items()} == {
         1: "killed",

@@ -11,7 +11,6 @@ import pytest
 from rich.console import Console
 
 from chip_core.utils.errors import UserError
-from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.snapshot import iter_plan_snapshots
 from orchestrator.run import run_study
@@ -21,7 +20,8 @@ from orchestrator.tracking.client import MlflowStore
 from orchestrator.tracking.projection import delete_runs
 
 from ..conftest import STUDY
-from ..fakes import FakeExecutor, FakeTracker, InlineTracker
+from ..fakes import FakeExecutor, InlineTracker, run_with_fakes
+from ..program import run_program
 
 PlanOf = Callable[..., Plan]
 
@@ -31,24 +31,11 @@ OTHER = STUDY.replace("study: small", "study: other").replace("[dpo, chip]", "[d
 
 
 def run(plan: Plan, workdir: Path) -> list[str]:
-    executor = FakeExecutor()
-    run_study(
-        plan,
-        workdir=workdir,
-        executor=lambda: executor,
-        tracker=FakeTracker(),
-        console=Console(quiet=True),
-    )
+    _, executor, _ = run_with_fakes(plan, workdir)
     return executor.names
 
 
-def call(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
-
-
-def folders(workdir: Path) -> set[str]:
+def list_folders(workdir: Path) -> set[str]:
     return {path.name for path in (workdir / "trials").iterdir()}
 
 
@@ -61,7 +48,7 @@ def test_a_trial_goes_and_is_run_again(plan_of: PlanOf, tmp_path: Path) -> None:
     assert going.studies == ("small",)
     assert going.bytes > 0
     apply_removal(tmp_path, going)
-    assert mark[:16] not in folders(tmp_path)
+    assert mark[:16] not in list_folders(tmp_path)
     ledger = Ledger(tmp_path)
     assert mark not in dict(ledger.items())
     assert ledger.was_removed(mark)
@@ -86,12 +73,12 @@ def test_a_study_goes_but_for_what_another_shares(plan_of: PlanOf, tmp_path: Pat
         "chip, trained, seed 0", "chip, trained, seed 1",
     ]  # fmt: skip
     apply_removal(tmp_path, going)
-    assert folders(tmp_path) == {trial.fingerprint[:16] for trial in other.trials}
+    assert list_folders(tmp_path) == {trial.fingerprint[:16] for trial in other.trials}
     assert [kept.study for kept in iter_plan_snapshots(tmp_path)] == ["other"]
     assert run(other, tmp_path) == []  # nothing of it is missing
     assert len(run(plan, tmp_path)) == 4
     apply_removal(tmp_path, plan_removal(tmp_path, "other"))
-    assert len(folders(tmp_path)) == 9
+    assert len(list_folders(tmp_path)) == 9
 
 
 def test_a_trial_of_two_studies_is_never_removed_alone(plan_of: PlanOf, tmp_path: Path) -> None:
@@ -109,7 +96,7 @@ def test_what_a_study_file_no_longer_has_goes_with_the_study(
     going = plan_removal(tmp_path, "small")
     assert len(going.trials) == 1 + 6 * 2  # base; dpo, chip and hdpo, two encoders, two seeds
     apply_removal(tmp_path, going)
-    assert folders(tmp_path) == set()
+    assert list_folders(tmp_path) == set()
 
 
 def test_a_crash_leaves_a_trial_whole_or_gone(
@@ -127,10 +114,10 @@ def test_a_crash_leaves_a_trial_whole_or_gone(
         patched.setattr(shutil, "rmtree", crash)
         with pytest.raises(KeyboardInterrupt):
             apply_removal(tmp_path, going)
-    assert mark[:16] not in folders(tmp_path)
+    assert mark[:16] not in list_folders(tmp_path)
     assert run(plan, tmp_path) == ["dpo, frozen, seed 0"]
     apply_removal(tmp_path, plan_removal(tmp_path, mark[:8]))  # and what the crash left goes too
-    assert not [name for name in folders(tmp_path) if mark[:16] in name]
+    assert not [name for name in list_folders(tmp_path) if mark[:16] in name]
 
 
 def test_the_command_asks_and_shows(
@@ -144,16 +131,16 @@ def test_the_command_asks_and_shows(
     before = (workdir / "ledger/ledger.jsonl").read_bytes()
     monkeypatch.setattr("builtins.input", lambda prompt="": "n")
     monkeypatch.setattr("click.termui.visible_prompt_func", lambda prompt="": "n")
-    assert call("rm", "small", "--workdir", workdir) == 1
+    assert run_program("rm", "small", "--workdir", workdir) == 1
     printed = capsys.readouterr().out
     assert "9 trials: " in printed and "; … and 1 more" in printed
     assert "the reports, figures and experiment of study small" in printed
     assert (workdir / "ledger/ledger.jsonl").read_bytes() == before
-    assert len(folders(workdir)) == 9
-    assert call("rm", "small", "--workdir", workdir, "--yes", "--json") == 0
+    assert len(list_folders(workdir)) == 9
+    assert run_program("rm", "small", "--workdir", workdir, "--yes", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["study"], len(found["trials"]), found["shared"]) == ("small", 9, {})
-    assert folders(workdir) == set()
+    assert list_folders(workdir) == set()
     assert not (workdir / "studies/small").exists()
 
 
@@ -162,19 +149,19 @@ def test_nothing_goes_while_a_study_runs(
 ) -> None:
     run(plan_of(), tmp_path / "runs")
     with lock_study(tmp_path / "runs", "another"):  # any study: it may come to share a trial
-        assert call("rm", "small", "--workdir", tmp_path / "runs", "--yes") == 2
+        assert run_program("rm", "small", "--workdir", tmp_path / "runs", "--yes") == 2
     assert "study another is being run by process" in capsys.readouterr().err
-    assert len(folders(tmp_path / "runs")) == 9
+    assert len(list_folders(tmp_path / "runs")) == 9
 
 
 def test_what_is_not_there_is_told(
     plan_of: PlanOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(plan_of(), tmp_path / "runs")
-    assert call("rm", "smal", "--workdir", tmp_path / "runs", "--yes") == 2
+    assert run_program("rm", "smal", "--workdir", tmp_path / "runs", "--yes") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "no trial 'smal'" in line and "studies that ran there: small" in line
-    assert call("rm", "small", "--workdir", tmp_path / "nowhere", "--yes") == 2
+    assert run_program("rm", "small", "--workdir", tmp_path / "nowhere", "--yes") == 2
     assert not (tmp_path / "nowhere").exists()
 
 

@@ -57,7 +57,7 @@ def remote(uri: str) -> RemoteStorage:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+def become_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Be another machine: one that has copied nothing yet; return where it keeps what it copies."""
 
     def become(name: str) -> Path:

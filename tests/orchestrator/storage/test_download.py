@@ -32,7 +32,7 @@ def test_it_is_the_work_directory_itself_by_default(tmp_path: Path) -> None:
     assert not (tmp_path / "work").exists()
 
 
-def test_it_is_named_once(tmp_path: Path, uri: str) -> None:
+def test_the_storage_is_named_once(tmp_path: Path, uri: str) -> None:
     work = tmp_path / "work"
     first = bind_storage(work, uri)
     assert first is not None and first.uri == uri
@@ -146,14 +146,14 @@ def test_what_grew_comes_again_and_a_model_that_went_goes(
 
 
 def test_a_whole_attempt(
-    remote: RemoteStorage, uri: str, tmp_path: Path, machine: Callable[[str], Path]
+    remote: RemoteStorage, uri: str, tmp_path: Path, become_machine: Callable[[str], Path]
 ) -> None:
     for name in ("trained.json", "config.json", "model/config.json", "model/model.safetensors",
                  "result.json"):  # fmt: skip
         remote.write(f"{ATTEMPT}/{name}", name.encode())
     bind_storage(tmp_path / "work", uri)
     found = fetch_trained_attempt(tmp_path / "work", ATTEMPT)
-    assert found.is_relative_to(machine("one"))
+    assert found.is_relative_to(become_machine("one"))
     names = sorted(path.name for path in (found / "model").iterdir())
     assert names == ["config.json", "model.safetensors"]
     names = sorted(path.name for path in found.iterdir() if path.is_file())
@@ -165,9 +165,9 @@ def test_a_whole_attempt(
 
 
 def test_a_copy_of_a_model_that_is_not_what_was_trained_comes_again(
-    remote: RemoteStorage, uri: str, tmp_path: Path, machine: Callable[[str], Path]
+    remote: RemoteStorage, uri: str, tmp_path: Path, become_machine: Callable[[str], Path]
 ) -> None:
-    machine("one")
+    become_machine("one")
     made = tmp_path / "made"
     (made / "model").mkdir(parents=True)
     (made / "model" / "model.safetensors").write_bytes(b"weights")

@@ -10,7 +10,7 @@ from orchestrator.storage.judge_replies import JUDGE_KEY, JudgeReplies
 from orchestrator.storage.remote import RemoteStorage
 
 
-def reply(text: str) -> Reply:
+def make_reply(text: str) -> Reply:
     return Reply(text=text, returned="judge-1", tokens=7)
 
 
@@ -18,7 +18,7 @@ def test_each_machine_has_what_all_were_told(remote: RemoteStorage, tmp_path: Pa
     machines = [JudgeReplies(remote, tmp_path / name) for name in ("one", "other")]
     for number, each in enumerate(machines):
         each.pull()
-        ReplyCache(each.folder).put(f"key{number}", "judge", "item", reply(f"said {number}"))
+        ReplyCache(each.folder).put(f"key{number}", "judge", "item", make_reply(f"said {number}"))
     for each in machines:
         each.push(True)
     assert len(remote.sizes(JUDGE_KEY)) == 2
@@ -26,8 +26,8 @@ def test_each_machine_has_what_all_were_told(remote: RemoteStorage, tmp_path: Pa
         each.pull()
         cache = ReplyCache(each.folder)
         assert [cache.get(f"key{number}") for number in (0, 1)] == [
-            reply("said 0"),
-            reply("said 1"),
+            make_reply("said 0"),
+            make_reply("said 1"),
         ]
         assert cache.get_usage("judge") == (2, 14)  # each counted once
     third = JudgeReplies(remote, tmp_path / "third")
@@ -40,7 +40,7 @@ def test_a_file_that_grows_is_not_copied_at_every_look(
 ) -> None:
     replies = JudgeReplies(remote, tmp_path)
     replies.pull()
-    ReplyCache(replies.folder).put("key", "judge", "item", reply("said"))
+    ReplyCache(replies.folder).put("key", "judge", "item", make_reply("said"))
     replies.push(False)
     assert remote.sizes(JUDGE_KEY) == {}  # less than half a minute ago
     replies.push(True)

@@ -15,7 +15,7 @@ from orchestrator.storage import remote as remote_module
 from orchestrator.storage.remote import RemoteStorage, validate_uri
 
 
-def test_what_is_put_is_there(remote: RemoteStorage, tmp_path: Path) -> None:
+def test_put_and_written_files_can_be_read(remote: RemoteStorage, tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(b"12345")
     remote.put(tmp_path / "weights", "trials/a/model/weights")
     remote.write("trials/b/result.json", b"{}")
@@ -48,7 +48,7 @@ def test_copied_and_removed(remote: RemoteStorage) -> None:
     assert remote.sizes("b") == {}
 
 
-def test_nothing_is_there_at_first(remote: RemoteStorage, tmp_path: Path) -> None:
+def test_an_empty_storage_has_no_files(remote: RemoteStorage, tmp_path: Path) -> None:
     assert remote.sizes("trials") == {}
     with pytest.raises(FileNotFoundError):
         remote.get("trials/x", tmp_path / "x")
@@ -57,12 +57,12 @@ def test_nothing_is_there_at_first(remote: RemoteStorage, tmp_path: Path) -> Non
     assert not list(tmp_path.glob(".x*")) and not (tmp_path / "x").exists()
 
 
-def test_it_travels_as_its_uri(remote: RemoteStorage) -> None:
+def test_a_storage_is_pickled_as_its_uri(remote: RemoteStorage) -> None:
     remote.write("x", b"1")
     assert pickle.loads(pickle.dumps(remote)).read(["x"]) == {"x": b"1"}
 
 
-def test_it_can_be_written(remote: RemoteStorage) -> None:
+def test_a_storage_that_can_be_written_passes_the_check(remote: RemoteStorage) -> None:
     remote.require_writable()
     assert remote.sizes() == {}
     remote.write("a/x", b"1")
@@ -91,7 +91,9 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         RemoteStorage(str(tmp_path / "file" / "here")).require_writable()
 
 
-def test_it_tries_again(remote: RemoteStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_that_fails_is_tried_again(
+    remote: RemoteStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     remote = RemoteStorage(remote.uri, pauses=(0.0, 0.0))
     remote.write("x", b"1")
     fs, calls = remote._filesystem, []
@@ -107,9 +109,8 @@ def test_it_tries_again(remote: RemoteStorage, monkeypatch: pytest.MonkeyPatch) 
     assert remote.read(["x"]) == {"x": b"1"}
     calls.clear()
     with pytest.raises(StorageError, match="a file cannot be read: ConnectionError: gone"):
-        RemoteStorage(remote.uri, pauses=(0.0,)).read(
-            ["x"]
-        )  # the same file system, by fsspec's cache
+        # fsspec's cache gives it the same file system.
+        RemoteStorage(remote.uri, pauses=(0.0,)).read(["x"])
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_uris_that_are_refused(text: str, problem: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_what_users_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_uri_is_normalized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert validate_uri("shared") == str(tmp_path / "shared")
     assert validate_uri("s3://bucket/x/") == "s3://bucket/x"

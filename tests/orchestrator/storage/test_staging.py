@@ -29,7 +29,7 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StagingSpec:
     )
 
 
-def job(workdir: Path, **changes: object) -> Job:
+def make_job(workdir: Path, **changes: object) -> Job:
     config = TrialConfig(model=ModelConfig(path="shapes"))
     return Job(id="j2", name="dpo, seed 0", config=config, folder=workdir / JOB, **changes)
 
@@ -104,7 +104,7 @@ def test_what_a_job_needs_is_copied_and_told(spec: StagingSpec) -> None:
     with spec.workspace(spec.workdir / JOB) as workspace:
         earlier = spec.workdir / before
         brought = workspace.stage(
-            job(spec.workdir, resume_from=earlier, earlier_attempts=(earlier,)), told.append
+            make_job(spec.workdir, resume_from=earlier, earlier_attempts=(earlier,)), told.append
         )
         assert brought.folder == workspace.root / JOB and brought.share_files is not None
         assert brought.resume_from == workspace.root / before and brought.earlier_attempts == (
@@ -140,7 +140,7 @@ def test_models_that_were_kept_come_with_their_weights_and_go_when_one_is_picked
     scored = TrialConfig.model_validate({"model": "shapes", "training": {"score_at": [0.5]}})
     with spec.workspace(spec.workdir / JOB) as workspace:
         earlier = spec.workdir / before
-        given = job(spec.workdir, resume_from=earlier, earlier_attempts=(earlier,))
+        given = make_job(spec.workdir, resume_from=earlier, earlier_attempts=(earlier,))
         workspace.stage(replace(given, config=scored), print)
         assert (workspace.root / before / kept / "model.safetensors").exists()
         (workspace.folder / "model").mkdir(parents=True)
@@ -159,7 +159,7 @@ def test_where_the_model_is_gone_checkpoints_come(spec: StagingSpec) -> None:
                  "checkpoints/step-00000004/manifest.json"):  # fmt: skip
         spec.remote.write(f"{before}/{name}", b"{}")
     with spec.workspace(spec.workdir / JOB) as workspace:
-        workspace.stage(job(spec.workdir, resume_from=spec.workdir / before), print)
+        workspace.stage(make_job(spec.workdir, resume_from=spec.workdir / before), print)
         assert (workspace.root / before / "checkpoints/step-00000004/state.pt").exists()
 
 
@@ -173,7 +173,7 @@ def test_a_training_that_asks_judges_has_their_replies_and_leaves_its_rounds_onc
     config = TrialConfig.model_validate({"model": "shapes", "pairs": pairs})
     with spec.workspace(spec.workdir / JOB) as workspace:
         earlier = spec.workdir / before
-        given = replace(job(spec.workdir, earlier_attempts=(earlier,)), config=config)
+        given = replace(make_job(spec.workdir, earlier_attempts=(earlier,)), config=config)
         brought = workspace.stage(given, print)
         assert brought.data_paths.judge_cache is not None
         assert (brought.data_paths.judge_cache / "replies.jsonl").exists()

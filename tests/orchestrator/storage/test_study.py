@@ -70,7 +70,7 @@ def run(plan: Plan) -> Run:
 
 
 @pytest.fixture(scope="module")
-def plain(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain_workdir(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The work directory of the study without a storage."""
     workdir = tmp_path_factory.mktemp("plain")
     assert run(workdir).executed == 3
@@ -78,7 +78,7 @@ def plain(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
+class FinishedStudy:
     """What the study left that has run through a storage, with MLflow."""
 
     folder: Path  # which has all of it but an S3 storage
@@ -99,7 +99,7 @@ class Finished:
 def finished(
     request: pytest.FixtureRequest, run: Run, tmp_path_factory: pytest.TempPathFactory,
     with_store: Callable[[Path], Path],
-) -> Finished:  # fmt: skip
+) -> FinishedStudy:  # fmt: skip
     folder = tmp_path_factory.mktemp("finished")
     uri = str(folder / "shared")
     if request.param == "s3":
@@ -108,15 +108,16 @@ def finished(
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setenv(NODE_CACHE_VARIABLE, str(folder / "one"))
-        tracker = InlineTracker(
-            with_store(folder / "work")
-        )  # before the storage is settled, as the command
+        # Before the storage is settled, as the command does it.
+        tracker = InlineTracker(with_store(folder / "work"))
         outcome = run(folder / "work", uri, tracker=tracker)
-    return Finished(folder=folder, uri=uri, outcome=outcome)
+    return FinishedStudy(folder=folder, uri=uri, outcome=outcome)
 
 
 @pytest.fixture
-def copied(finished: Finished, tmp_path: Path, machine: Callable[[str], Path]) -> Path:
+def copied_workdir(
+    finished: FinishedStudy, tmp_path: Path, become_machine: Callable[[str], Path]
+) -> Path:
     """A copy of its work directory, bound to a copy of its storage."""
     work, shared = tmp_path / "work", tmp_path / "shared"
     shutil.copytree(finished.uri, shared)
@@ -125,7 +126,7 @@ def copied(finished: Finished, tmp_path: Path, machine: Callable[[str], Path]) -
     return work
 
 
-def figures(workdir: Path) -> dict[str, Any]:
+def read_figures(workdir: Path) -> dict[str, Any]:
     """Return what trials came to: metrics and loss curves."""
     found = {}
     for mark, record in Ledger(workdir).items():
@@ -138,7 +139,7 @@ def figures(workdir: Path) -> dict[str, Any]:
     return found
 
 
-def weights(sizes_of: RemoteStorage, tmp_path: Path) -> dict[str, str]:
+def hash_models(sizes_of: RemoteStorage, tmp_path: Path) -> dict[str, str]:
     """Return the sha256 of every model in a storage, by its trial."""
     found = {}
     for number, key in enumerate(sizes_of.sizes("trials")):
@@ -150,13 +151,17 @@ def weights(sizes_of: RemoteStorage, tmp_path: Path) -> dict[str, str]:
 
 
 def test_the_figures_are_those_without(
-    run: Run, finished: Finished, plain: Path, tmp_path: Path, machine: Callable[[str], Path]
+    run: Run,
+    finished: FinishedStudy,
+    plain_workdir: Path,
+    tmp_path: Path,
+    become_machine: Callable[[str], Path],
 ) -> None:
     work, outcome = finished.work, finished.outcome
     assert outcome.executed == 3 and not outcome.failed
-    assert figures(work) == figures(plain)
-    assert weights(RemoteStorage(finished.uri), tmp_path) == weights(
-        RemoteStorage(str(plain)), tmp_path
+    assert read_figures(work) == read_figures(plain_workdir)
+    assert hash_models(RemoteStorage(finished.uri), tmp_path) == hash_models(
+        RemoteStorage(str(plain_workdir)), tmp_path
     )
     # Weights lie in the storage alone, a store's files on machines that read them.
     assert not list(work.rglob("*.safetensors"))
@@ -172,7 +177,7 @@ def test_the_figures_are_those_without(
     assert run(work).executed == 0
 
 
-def test_artifacts_lie_in_the_storage_too(finished: Finished, plan: Plan) -> None:
+def test_artifacts_lie_in_the_storage_too(finished: FinishedStudy, plan: Plan) -> None:
     artifacts = RemoteStorage(finished.uri).sizes("artifacts")
     assert sum(key.endswith("/report/report.html") for key in artifacts) == 1
     assert sum(key.endswith("/config.json") for key in artifacts) == len(plan.trials)
@@ -181,12 +186,12 @@ def test_artifacts_lie_in_the_storage_too(finished: Finished, plan: Plan) -> Non
 
 @pytest.mark.parametrize("finished", ["folder"], indirect=True)
 def test_another_driver_finds_what_is_done(
-    run: Run, finished: Finished, tmp_path: Path, machine: Callable[[str], Path]
+    run: Run, finished: FinishedStudy, tmp_path: Path, become_machine: Callable[[str], Path]
 ) -> None:
     # another machine's, with nothing but the URI
     outcome = run(tmp_path / "another", finished.uri)
     assert outcome.executed == 0 and not outcome.summary.remaining
-    assert figures(tmp_path / "another") == figures(finished.work)
+    assert read_figures(tmp_path / "another") == read_figures(finished.work)
 
 
 @pytest.mark.parametrize("uri", ["folder"], indirect=True)
@@ -194,9 +199,9 @@ def test_a_training_goes_on_elsewhere(
     run: Run,
     remote: RemoteStorage,
     uri: str,
-    plain: Path,
+    plain_workdir: Path,
     tmp_path: Path,
-    machine: Callable[[str], Path],
+    become_machine: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stop, really = StopRequest(), inline.execute_job
@@ -214,20 +219,20 @@ def test_a_training_goes_on_elsewhere(
         assert run(tmp_path / "work", uri, stop=stop).interrupted
     left = [key for key in remote.sizes("trials") if "/checkpoints/" in key]
     assert any(key.endswith("state.pt") for key in left)
-    machine("another")
+    become_machine("another")
     outcome = run(tmp_path / "work", uri)
     assert not outcome.failed and not outcome.summary.remaining
-    assert {mark: metrics for mark, (metrics, _) in figures(tmp_path / "work").items()} == {
-        mark: metrics for mark, (metrics, _) in figures(plain).items()
+    assert {mark: metrics for mark, (metrics, _) in read_figures(tmp_path / "work").items()} == {
+        mark: metrics for mark, (metrics, _) in read_figures(plain_workdir).items()
     }
-    assert weights(remote, tmp_path) == weights(RemoteStorage(str(plain)), tmp_path)
+    assert hash_models(remote, tmp_path) == hash_models(RemoteStorage(str(plain_workdir)), tmp_path)
     notes = [note for _, record in Ledger(tmp_path / "work").items() for note in record.notes]
     assert any(note.startswith("resumed after step ") for note in notes), notes
 
 
 @pytest.mark.parametrize("finished", ["folder"], indirect=True)
-def test_stores_are_listed_and_pruned(copied: Path) -> None:
-    work, remote = copied, bind_storage(copied, None)
+def test_stores_are_listed_and_pruned(copied_workdir: Path) -> None:
+    work, remote = copied_workdir, bind_storage(copied_workdir, None)
     assert remote is not None
     stores = list_caches(work, Ledger(work))
     assert {kept.state for kept in stores} == {"whole"}
@@ -236,7 +241,7 @@ def test_stores_are_listed_and_pruned(copied: Path) -> None:
     remote.write(cut, b"short")
     broken = [kept for kept in list_caches(work, Ledger(work)) if kept.state == "broken"]
     assert [kept.problem for kept in broken] == [
-        f"shard-00000.safetensors is cut off: 5 of {_size(remote, cut)} bytes"
+        f"shard-00000.safetensors is cut off: 5 of {_get_recorded_size(remote, cut)} bytes"
     ]
     verify_caches(stores, Console(quiet=True), work)
     assert [kept.state for kept in stores].count("broken") == 1
@@ -249,9 +254,9 @@ def test_stores_are_listed_and_pruned(copied: Path) -> None:
 def test_a_store_that_went_is_computed_in_the_step(
     run: Run,
     uri: str,
-    plain: Path,
+    plain_workdir: Path,
     tmp_path: Path,
-    machine: Callable[[str], Path],
+    become_machine: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     really = inline.execute_job
@@ -263,14 +268,14 @@ def test_a_store_that_went_is_computed_in_the_step(
 
     monkeypatch.setattr(inline, "execute_job", without)
     assert not run(tmp_path / "work", uri).failed
-    assert figures(tmp_path / "work") == figures(plain)
+    assert read_figures(tmp_path / "work") == read_figures(plain_workdir)
     notes = [note for _, record in Ledger(tmp_path / "work").items() for note in record.notes]
     assert any("is not used: it does not exist; computed in the step" in note for note in notes)
 
 
 @pytest.mark.parametrize("finished", ["folder"], indirect=True)
-def test_what_is_removed_goes_there_too(plan: Plan, copied: Path) -> None:
-    work, remote = copied, bind_storage(copied, None)
+def test_what_is_removed_goes_there_too(plan: Plan, copied_workdir: Path) -> None:
+    work, remote = copied_workdir, bind_storage(copied_workdir, None)
     assert remote is not None
     before = sum(size for key, size in remote.sizes("trials").items() if "model" in key)
     going = plan_removal(work, plan.study.name)
@@ -281,7 +286,7 @@ def test_what_is_removed_goes_there_too(plan: Plan, copied: Path) -> None:
 
 @pytest.mark.parametrize("uri", ["folder"], indirect=True)
 def test_what_a_dead_job_left_on_a_machine_goes(
-    run: Run, uri: str, tmp_path: Path, machine: Callable[[str], Path]
+    run: Run, uri: str, tmp_path: Path, become_machine: Callable[[str], Path]
 ) -> None:
     settled = bind_storage(tmp_path / "work", uri)
     assert settled is not None
@@ -295,7 +300,7 @@ def test_what_a_dead_job_left_on_a_machine_goes(
     assert not (jobs / "dead").exists()
 
 
-def _size(remote: RemoteStorage, key: str) -> int:
+def _get_recorded_size(remote: RemoteStorage, key: str) -> int:
     (content,) = remote.read([f"{key.rpartition('/')[0]}/manifest.json"]).values()
     return int(json.loads(content)["files"]["shard-00000.safetensors"]["bytes"])
 
@@ -305,12 +310,12 @@ def test_an_attempt_of_a_driver_that_lost_its_ledger_is_counted(
     run: Run,
     remote: RemoteStorage,
     uri: str,
-    plain: Path,
+    plain_workdir: Path,
     tmp_path: Path,
-    machine: Callable[[str], Path],
+    become_machine: Callable[[str], Path],
 ) -> None:
     """The storage has attempt 1, unfinished; a new work directory begins with attempt 2."""
-    mark = next(mark for mark, record in Ledger(plain).items() if record.model)
+    mark = next(mark for mark, record in Ledger(plain_workdir).items() if record.model)
     remote.write(f"{trial_key(mark)}/attempt-1/config.json", b"{}")
     run(tmp_path / "work", uri)
     assert list_checkpoints(tmp_path / "work") == []

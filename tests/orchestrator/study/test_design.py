@@ -23,7 +23,7 @@ from orchestrator.study.model import Cell, Factor, Level, Pattern, matches
 COUNTS = st.lists(st.integers(1, 4), min_size=1, max_size=5)
 
 
-def factors(counts: list[int]) -> tuple[Factor, ...]:
+def make_factors(counts: list[int]) -> tuple[Factor, ...]:
     return tuple(
         Factor(
             name=f"f{place}",
@@ -34,8 +34,8 @@ def factors(counts: list[int]) -> tuple[Factor, ...]:
 
 
 @st.composite
-def conditional(draw: st.DrawFn) -> Grid:
-    """A grid where some factors depend on others, that stand before or behind them."""
+def draw_conditional_grids(draw: st.DrawFn) -> Grid:
+    """Draw grids where some factors depend on others, that stand before or behind them."""
     counts = draw(COUNTS)
     rank = draw(st.permutations(range(len(counts))))  # a factor depends on those of lower rank
     when: dict[str, tuple[Pattern, ...]] = {}
@@ -54,11 +54,11 @@ def conditional(draw: st.DrawFn) -> Grid:
                 )
             )
             when[f"f{place}"] = tuple(patterns)
-    return Grid(factors=factors(counts), when=when)
+    return Grid(factors=make_factors(counts), when=when)
 
 
-def by_definition(grid: Grid) -> list[Cell]:
-    """Every choice of a level, or none, in which a factor has one where its condition holds."""
+def expand_by_definition(grid: Grid) -> list[Cell]:
+    """List every choice of levels in which a factor has one where its condition holds."""
     choices = [[None, *levels] for levels in grid.levels.values()]
     found = []
     for chosen in itertools.product(*choices):
@@ -75,7 +75,7 @@ def by_definition(grid: Grid) -> list[Cell]:
 
 @given(COUNTS)
 def test_how_many_cells_a_design_has(counts: list[int]) -> None:
-    grid = Grid(factors=factors(counts))
+    grid = Grid(factors=make_factors(counts))
     for design, expected in (
         ("grid", math.prod(counts)),
         ("one_at_a_time", 1 + sum(count - 1 for count in counts)),
@@ -86,13 +86,13 @@ def test_how_many_cells_a_design_has(counts: list[int]) -> None:
         assert len({tuple(cell.items()) for cell in cells}) == expected
 
 
-@given(conditional())
+@given(draw_conditional_grids())
 def test_conditions_are_kept_whatever_their_order(grid: Grid) -> None:
-    assert grid.expand() == by_definition(grid)  # cells and their order, the file's
+    assert grid.expand() == expand_by_definition(grid)  # cells and their order, the file's
 
 
 @settings(max_examples=60)
-@given(conditional(), st.data())
+@given(draw_conditional_grids(), st.data())
 def test_one_at_a_time_is_what_it_says(grid: Grid, data: st.DataObject) -> None:
     every = grid.expand()
     baseline = data.draw(st.sampled_from(every))
@@ -110,10 +110,10 @@ def test_one_at_a_time_is_what_it_says(grid: Grid, data: st.DataObject) -> None:
 def test_a_circle_is_found() -> None:
     when = {"f0": ({"f1": frozenset({"l0"})},), "f1": ({"f0": frozenset({"l0"})},)}
     with pytest.raises(CircularConditionError, match="f0, f1"):
-        Grid(factors=factors([2, 2, 2]), when=when).dependency_order  # noqa: B018 - raises
+        Grid(factors=make_factors([2, 2, 2]), when=when).dependency_order  # noqa: B018 - raises
 
 
 def test_too_many_cells_are_told_before_they_fill_the_memory() -> None:
     assert MAX_CELLS < 1000**3
     with pytest.raises(TooManyCellsError):
-        Grid(factors=factors([1000, 1000, 1000])).expand()
+        Grid(factors=make_factors([1000, 1000, 1000])).expand()

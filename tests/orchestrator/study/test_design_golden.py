@@ -18,7 +18,7 @@ GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.yaml"))
 PlanOf = Callable[..., Plan]
 
 
-def check(plan: Plan, expected: Mapping[str, Any]) -> None:
+def assert_plan_is(plan: Plan, expected: Mapping[str, Any]) -> None:
     """Compare a plan with what was written by hand; the order of cells and arms counts."""
     assert list(plan.study.cells) == expected["cells"]
     assert [list(cell) for cell in plan.study.cells] == [list(cell) for cell in expected["cells"]]
@@ -53,10 +53,10 @@ def test_golden_study(path: Path, plan_of: PlanOf) -> None:
         assert line.endswith(f"study.yaml: {golden['problem']}")
     else:
         plan = planned(golden["study"])
-        check(plan, golden)
+        assert_plan_is(plan, golden)
         before = {trial.fingerprint for trial in plan.trials}
     if "then" in golden:
         after = planned({**golden["study"], **golden["then"]["change"]})
-        check(after, golden["then"])
+        assert_plan_is(after, golden["then"])
         kept = before & {trial.fingerprint for trial in after.trials}
         assert len(kept) == golden["then"].get("kept", 0)

@@ -81,7 +81,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("added", WRONG)
-def test_wrong_layouts(load: Callable[..., Study], added: str) -> None:
+def test_each_wrong_layout_is_refused(load: Callable[..., Study], added: str) -> None:
     text = STUDY[: STUDY.index("when:")] if added.startswith("when:") else STUDY
     with pytest.raises(ConfigError) as caught:
         load(text + added + "\n")
@@ -91,7 +91,7 @@ def test_wrong_layouts(load: Callable[..., Study], added: str) -> None:
         assert line.startswith(expected)
 
 
-def test_all_of_it_at_once(load: Callable[..., Study]) -> None:
+def test_all_problems_are_reported_at_once(load: Callable[..., Study]) -> None:
     added = "design: cells\nexclude: [{objective: hdpo}]\nbaseline: {objectiv: dpo}\nseeds: 0\n"
     with pytest.raises(ConfigError) as caught:
         load(STUDY + added)

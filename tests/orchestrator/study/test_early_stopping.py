@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
 
 from chip_core.utils.errors import ConfigError
 from orchestrator.cli import cli
@@ -24,13 +23,13 @@ from orchestrator.executors.base import (
 from orchestrator.plan.plan import Plan
 from orchestrator.report.sections.notes import build_notes
 from orchestrator.report.writers.plan import trial_state
-from orchestrator.run import RunOutcome, run_study
+from orchestrator.run import RunOutcome
 from orchestrator.runner.jobs import make_jobs
 from orchestrator.state.cache_plan import plan_caches
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.model import Study
 
-from ..fakes import FakeExecutor, FakeTracker
+from ..fakes import FakeExecutor, FakeTracker, run_with_fakes
 
 Load = Callable[..., Study]
 PlanOf = Callable[..., Plan]
@@ -47,7 +46,7 @@ WHY = "cut by early stopping at step 2 of 5"
 LOSER = "chip, seed 1"
 
 
-def with_block(block: str) -> str:
+def make_study_text(block: str) -> str:
     return STUDY.replace("{method: asha, metric: reward/accuracy}", block)
 
 
@@ -56,7 +55,9 @@ def test_a_rule_is_read_with_what_is_not_said(load: Load) -> None:
     assert rule is not None
     assert rule.description == "asha on reward/accuracy, grace 25 %, reduction factor 3"
     assert rule.goal == "maximize"
-    median = load(with_block("{method: median, metric: reward/margin, grace: 0.5}")).early_stopping
+    median = load(
+        make_study_text("{method: median, metric: reward/margin, grace: 0.5}")
+    ).early_stopping
     assert median is not None
     assert median.description == "median on reward/margin, grace 50 %, 3 others at least"
 
@@ -84,13 +85,13 @@ def test_a_rule_is_read_with_what_is_not_said(load: Load) -> None:
 )
 def test_what_must_not_decide_is_refused(load: Load, block: str, told: str) -> None:
     with pytest.raises(ConfigError) as error:
-        load(with_block(block))
+        load(make_study_text(block))
     [line] = [line for line in error.value.problems if "early_stopping" in line]
     assert told in line
 
 
 def test_losses_of_one_objective_may_decide(load: Load) -> None:
-    text = with_block("{method: asha, metric: loss}").replace(
+    text = make_study_text("{method: asha, metric: loss}").replace(
         "objective: [dpo, chip]", "vision_encoder: [frozen, trained]"
     )
     rule = load(text).early_stopping
@@ -122,7 +123,7 @@ def test_the_baseline_and_the_untrained_model_are_never_cut(
 
 
 @dataclass
-class Cutting(FakeExecutor):
+class EarlyStoppingExecutor(FakeExecutor):
     """Cuts one trial, as the Ray executor would."""
 
     def run(
@@ -145,16 +146,8 @@ class Cutting(FakeExecutor):
                 left.extend(more() or ())
 
 
-def run(plan: Plan, workdir: Path) -> tuple[RunOutcome, Cutting, FakeTracker]:
-    executor, tracker = Cutting(), FakeTracker()
-    outcome = run_study(
-        plan,
-        workdir=workdir,
-        executor=lambda: executor,
-        tracker=tracker,
-        console=Console(quiet=True),
-    )
-    return outcome, executor, tracker
+def run(plan: Plan, workdir: Path) -> tuple[RunOutcome, FakeExecutor, FakeTracker]:
+    return run_with_fakes(plan, workdir, EarlyStoppingExecutor())
 
 
 @pytest.mark.usefixtures("blank_figures")
@@ -190,7 +183,7 @@ def test_a_cut_trial_stays_cut_by_the_same_rule_and_is_trained_without_it(
     _, executor, _ = run(plan_of(STUDY), tmp_path)
     assert executor.names == []
     assert plan_caches(plan_of(STUDY), Ledger(tmp_path), tmp_path) == []
-    gentler = with_block("{method: asha, metric: reward/accuracy, grace: 0.5}")
+    gentler = make_study_text("{method: asha, metric: reward/accuracy, grace: 0.5}")
     _, executor, _ = run(plan_of(gentler), tmp_path)
     assert executor.names == [LOSER]  # another rule looks at it anew
     outcome, executor, _ = run(plan_of(STUDY.replace("early_stopping", "# early")), tmp_path)

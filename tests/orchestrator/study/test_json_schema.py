@@ -22,14 +22,14 @@ FILES: list[tuple[FileKind, Path]] = [
 
 
 @cache
-def validator(kind: FileKind) -> jsonschema.Draft202012Validator:
+def make_validator(kind: FileKind) -> jsonschema.Draft202012Validator:
     schema = json.loads(schema_text(kind))
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema)
 
 
-def complaints(kind: FileKind, tree: dict[str, Any]) -> list[str]:
-    return [error.json_path for error in validator(kind).iter_errors(tree)]
+def list_invalid_paths(kind: FileKind, tree: dict[str, Any]) -> list[str]:
+    return [error.json_path for error in make_validator(kind).iter_errors(tree)]
 
 
 @pytest.mark.parametrize("kind", SHIPPED_SCHEMAS)
@@ -45,14 +45,14 @@ def test_shipped_files_name_their_schema_and_fit_it(kind: FileKind, path: Path) 
     assert first == schema_comment(kind, path.parent)
     named = path.parent / first.rpartition("=")[2]
     assert named == SHIPPED_SCHEMAS[kind]
-    assert complaints(kind, recipes.read_yaml(path)) == []
+    assert list_invalid_paths(kind, recipes.read_yaml(path)) == []
 
 
 def test_golden_studies_fit_the_schema() -> None:
     golden = sorted((Path(__file__).parent / "golden").glob("*.yaml"))
     assert golden
     for path in golden:
-        assert complaints("study", recipes.read_yaml(path)["study"]) == []
+        assert list_invalid_paths("study", recipes.read_yaml(path)["study"]) == []
 
 
 @pytest.mark.parametrize(
@@ -72,17 +72,17 @@ def test_golden_studies_fit_the_schema() -> None:
 )
 def test_an_editor_underlines_what_is_wrong(edit: dict[str, Any], place: str) -> None:
     study = {"study": "s", "factors": {"objective": ["dpo", "chip"]}}
-    assert complaints("study", study) == []
-    found = complaints("study", {**study, **edit})
+    assert list_invalid_paths("study", study) == []
+    found = list_invalid_paths("study", {**study, **edit})
     assert len(found) == 1
     assert found[0].replace('"', "'").startswith(place)
 
 
 def test_bare_strings_stand_for_their_sections() -> None:
     recipe = {"model": "shapes", "objective": "dpo", "rejected_image": "black"}
-    assert complaints("recipe", recipe) == []
-    assert complaints("recipe", {**recipe, "objective": "dqo"}) == ["$.objective"]
-    assert complaints("recipe", {"objective": "dpo"}) == ["$"]  # no model
+    assert list_invalid_paths("recipe", recipe) == []
+    assert list_invalid_paths("recipe", {**recipe, "objective": "dqo"}) == ["$.objective"]
+    assert list_invalid_paths("recipe", {"objective": "dpo"}) == ["$"]  # no model
 
 
 def test_a_file_elsewhere_names_the_shipped_schema(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from ..conftest import STUDY
 Load = Callable[..., Study]
 
 
-def problems(load: Load, text: str, **changes: object) -> list[str]:
+def list_problems(load: Load, text: str, **changes: object) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load(text, **changes)
     return [line.split("study.yaml", 1)[-1].removeprefix(": ") for line in caught.value.problems]
@@ -190,29 +190,29 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
 )
 def test_bad_files(load: Load, old: str, new: str, expected: str) -> None:
     assert old in STUDY
-    found = problems(load, STUDY.replace(old, new))
+    found = list_problems(load, STUDY.replace(old, new))
     assert any(line.startswith(expected) for line in found), found
 
 
 def test_a_tab_is_told_with_its_line(load: Load) -> None:
-    (found,) = problems(load, "study: small\nfactors:\n\tobjective: [dpo]\n")
+    (found,) = list_problems(load, "study: small\nfactors:\n\tobjective: [dpo]\n")
     assert found == ":3:1: a tab instead of spaces: indent with spaces"
 
 
 def test_a_syntax_error_is_told_with_its_line(load: Load) -> None:
-    (found,) = problems(load, "study: [small\nfactors: {}\n")
+    (found,) = list_problems(load, "study: [small\nfactors: {}\n")
     assert found.startswith(":2:8: ")
 
 
 def test_a_key_that_stands_twice_is_refused(load: Load) -> None:
-    (found,) = problems(load, STUDY + "\nseeds: [3]\n")
+    (found,) = list_problems(load, STUDY + "\nseeds: [3]\n")
     assert "the key 'seeds' is set twice" in found
 
 
 def test_all_problems_at_once(load: Load) -> None:
     text = STUDY.replace("[dpo, chip]", "[dpo, chp]").replace("seeds: [0, 1]", "seeds: [1, 1]")
     text = text.replace("shapes/chair_i", "shapes/x").replace("{objective: dpo", "{objectiv: dpo")
-    found = problems(load, text)
+    found = list_problems(load, text)
     keys = [line.split(": ")[0] for line in found]
     assert {"factors.objective[1]", "seeds", "primary.metric", "baseline.objectiv"} <= set(keys)
 
@@ -220,45 +220,46 @@ def test_all_problems_at_once(load: Load) -> None:
 def test_a_wrong_shape_does_not_hide_the_other_problems(load: Load) -> None:
     text = STUDY.replace("goal: minimize", "goal: least").replace("study: small", "study: [a]")
     text = text.replace("[dpo, chip]", "[dpo, chp]").replace("seeds: [0, 1]", "sedes: [0, 1]")
-    found = problems(load, text)
+    found = list_problems(load, text)
     keys = {line.split(": ")[0] for line in found}
     assert keys == {"study", "sedes", "primary.goal", "factors.objective[1]"}
 
 
 def test_what_a_broken_key_entails_is_not_told_beside_it(load: Load) -> None:
-    (found,) = problems(load, STUDY.replace("  objective: [dpo", "  - objective: [dpo").replace(
-        "  vision_encoder: [", "    vision_encoder: ["))  # fmt: skip
+    text = STUDY.replace("  objective: [dpo", "  - objective: [dpo")
+    text = text.replace("  vision_encoder: [", "    vision_encoder: [")
+    (found,) = list_problems(load, text)
     assert found.startswith("factors: input should be a valid dictionary")
 
 
 def test_an_unreadable_weights_folder_is_told(load: Load, tmp_path: Path) -> None:
     folder = tmp_path / "weights"
-    (found,) = problems(load, STUDY, overrides={"model": str(folder)})
+    (found,) = list_problems(load, STUDY, overrides={"model": str(folder)})
     assert f"model.path: no folder {folder}" in found
     folder.mkdir()
-    (found,) = problems(load, STUDY, overrides={"model": str(folder)})
+    (found,) = list_problems(load, STUDY, overrides={"model": str(folder)})
     assert "config.json cannot be read" in found
     (folder / "config.json").write_text('{"model_type": "llava"}')
-    (found,) = problems(load, STUDY, overrides={"model": str(folder)})
+    (found,) = list_problems(load, STUDY, overrides={"model": str(folder)})
     assert "no *.safetensors" in found
     (folder / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{broken")
-    (found,) = problems(load, STUDY, overrides={"model": str(folder)})
+    (found,) = list_problems(load, STUDY, overrides={"model": str(folder)})
     assert "model.safetensors cannot be read" in found
 
 
 def test_missing_data_is_told(load: Load, tmp_path: Path) -> None:
-    (found,) = problems(load, STUDY, overrides={"data.source": "none.jsonl"})
+    (found,) = list_problems(load, STUDY, overrides={"data.source": "none.jsonl"})
     assert "data.source: no file none.jsonl: name a file, a folder, a glob" in found
     (tmp_path / "empty").mkdir()
     text = STUDY.replace("vision_encoder: [frozen, trained]", "data.source: [shapes, empty, x.y]")
-    found = problems(load, text.replace("vision_encoder: frozen", "data.source: shapes"))
+    found = list_problems(load, text.replace("vision_encoder: frozen", "data.source: shapes"))
     assert len(found) == 2
     assert "factors.data.source[1]: no *.parquet or *.jsonl in empty" in found[0]
     assert "factors.data.source[2]: no file x.y" in found[1]
 
 
 def test_an_unknown_key_on_the_command_line(load: Load) -> None:
-    (found,) = problems(load, STUDY, overrides={"optimizer.lrr": 1})
+    (found,) = list_problems(load, STUDY, overrides={"optimizer.lrr": 1})
     assert found.startswith("--set: optimizer.lrr: unknown key 'optimizer.lrr': did you mean")
 
 

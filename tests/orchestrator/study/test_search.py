@@ -11,12 +11,12 @@ import pytest
 
 from chip_core.config.benchmark import BenchmarksConfig
 from chip_core.utils.errors import ConfigError
-from orchestrator.cli import main
 from orchestrator.study.load import load_study
 from orchestrator.study.model import Study, StudyChanges
 from orchestrator.study.search_space import SelectMetric
 
-from ..tuned import STUDY
+from ..program import run_program
+from ..tuned_study import STUDY
 
 #: A benchmark of a user's own that says its sides differ, and asks the same on both.
 PLUGIN = """
@@ -34,11 +34,9 @@ CHOICES = (
 )
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def expect_refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Return the one line that is said."""
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 2
+    assert run_program(*arguments) == 2
     printed = capsys.readouterr()
     (line,) = printed.err.splitlines()
     return line
@@ -119,7 +117,7 @@ def test_in_the_study_file(
     expected: str,
 ) -> None:
     path = write_study(STUDY.replace(old, new))
-    assert expected in refused(capsys, command, str(path))
+    assert expected in expect_refusal(capsys, command, str(path))
     assert list(tmp_path.iterdir()) == [path]  # nothing is written
 
 
@@ -145,14 +143,14 @@ def test_from_the_command_line(
     expected: str,
 ) -> None:
     path = write_study(STUDY)
-    assert expected in refused(capsys, "run", str(path), "--set", override)
+    assert expected in expect_refusal(capsys, "run", str(path), "--set", override)
 
 
 def test_a_seed_of_the_search_from_the_command_line(
     write_study: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_study(STUDY)
-    said = refused(capsys, "run", str(path), "--seeds", "0", "1000")
+    said = expect_refusal(capsys, "run", str(path), "--seeds", "0", "1000")
     assert "tune.seed: 1000 is one of the study's seeds" in said
 
 
@@ -171,14 +169,14 @@ def test_by_a_plug_in_that_says_its_sides_differ(
         .replace("chair_i, goal", "chair_i', goal")
         .replace("metric: select/shapes/chair_i", f"metric: 'select/{own}/chair_i'")
     )
-    said = refused(capsys, "run", str(path), "--executor", "inline", "--workdir", "w")
+    said = expect_refusal(capsys, "run", str(path), "--executor", "inline", "--workdir", "w")
     assert f"{own}: its question test/0 is asked under `select`, too, by {own}" in said
     assert not (tmp_path / "w" / "trials").exists()
     under_another_name = STUDY.replace("select: [shapes]", f"select: ['{own}']").replace(
         "metric: select/shapes/chair_i", f"metric: 'select/{own}/chair_i'"
     )
     path = write_study(under_another_name)
-    said = refused(capsys, "run", str(path), "--executor", "inline", "--workdir", "w")
+    said = expect_refusal(capsys, "run", str(path), "--executor", "inline", "--workdir", "w")
     assert f"shapes: its question test/0 is asked under `select`, too, by {own}" in said
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from chip_core import recipes
-from orchestrator.cli import main
 from orchestrator.study.load import load_study
+
+from ..program import run_program
 
 FLAGS = [
     "--name", "beta", "--question", "How sharp: 0.1, or more?", "--recipe", "shapes",
@@ -18,19 +19,13 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def call(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def answer(monkeypatch: pytest.MonkeyPatch, *lines: str) -> Iterator[str]:
+def type_answers(monkeypatch: pytest.MonkeyPatch, *lines: str) -> Iterator[str]:
     """Answer the questions in turn; nobody answers after that."""
     left = iter(lines)
 
@@ -47,8 +42,8 @@ def answer(monkeypatch: pytest.MonkeyPatch, *lines: str) -> Iterator[str]:
 def test_flags_answer_everything(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer(monkeypatch)
-    assert call("new", *FLAGS) == 0
+    type_answers(monkeypatch)
+    assert run_program("new", *FLAGS) == 0
     assert capsys.readouterr().out.startswith("wrote beta.yaml")
     study = load_study(folder / "beta.yaml")
     assert (study.name, study.question) == ("beta", "How sharp: 0.1, or more?")
@@ -66,13 +61,13 @@ def test_flags_answer_everything(
 def test_questions_are_asked_until_the_answer_will_do(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    left = answer(
+    left = type_answers(
         monkeypatch,
         "asked", "Which?", "",  # the recipe's default
         "objectiv=dpo,chip", "objective=dpo,chip", "y", "vision_encoder=frozen,trained", "n",
         "none", "2", "shaps", "shapes", "",  # the first metric
     )  # fmt: skip
-    assert call("new") == 0
+    assert run_program("new") == 0
     assert next(left, None) is None
     told = " ".join(capsys.readouterr().err.split())
     assert "unknown key 'objectiv': did you mean 'objective'?" in told
@@ -87,12 +82,12 @@ def test_questions_are_asked_until_the_answer_will_do(
 def test_a_file_is_never_written_over(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer(monkeypatch)
+    type_answers(monkeypatch)
     (folder / "beta.yaml").write_text("mine")
-    assert call("new", *FLAGS) == 2
+    assert run_program("new", *FLAGS) == 2
     assert "beta.yaml: already exists" in capsys.readouterr().err
     assert (folder / "beta.yaml").read_text() == "mine"
-    assert call("new", *FLAGS, "--out", folder / "other.yaml") == 0
+    assert run_program("new", *FLAGS, "--out", folder / "other.yaml") == 0
 
 
 @pytest.mark.parametrize(
@@ -120,7 +115,7 @@ def test_what_is_no_study_leaves_no_file(
     arguments: list[str],
     expected: str,
 ) -> None:
-    answer(monkeypatch)
-    assert call("new", *arguments) == 2
+    type_answers(monkeypatch)
+    assert run_program("new", *arguments) == 2
     assert expected in capsys.readouterr().err
     assert list(folder.iterdir()) == []

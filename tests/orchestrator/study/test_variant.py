@@ -17,7 +17,7 @@ from ..conftest import STUDY
 Load = Callable[..., Study]
 
 
-def problems(load: Load, **changes: object) -> list[str]:
+def list_problems(load: Load, **changes: object) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load(STUDY, **changes)
     return list(caught.value.problems)
@@ -40,7 +40,7 @@ def problems(load: Load, **changes: object) -> list[str]:
          "encoder+objective.terms=response,token"),
     ],
 )  # fmt: skip
-def test_names(changes: dict[str, Any], name: str) -> None:
+def test_a_variant_is_named_by_its_changes(changes: dict[str, Any], name: str) -> None:
     assert variant_name("encoder", StudyChanges(**changes)) == name
 
 
@@ -84,13 +84,13 @@ def test_seeds_extend_a_study(load: Load) -> None:
 
 
 def test_an_override_that_a_factor_would_undo_is_refused(load: Load) -> None:
-    (found,) = problems(load, overrides={"objective": "hdpo"})
+    (found,) = list_problems(load, overrides={"objective": "hdpo"})
     assert found.startswith("--set: objective: is set by every level of the factor 'objective'")
     assert load(STUDY, overrides={"objective.beta": 0.2}).base["objective"]["beta"] == 0.2
 
 
 def test_what_the_study_itself_decides_is_refused(load: Load) -> None:
-    assert problems(load, overrides={"seed": 3, "benchmarks.report": ["shapes"]}) == [
+    assert list_problems(load, overrides={"seed": 3, "benchmarks.report": ["shapes"]}) == [
         "--set: seed: the study's seeds are set by `seeds:` or --seeds",
         "--set: benchmarks.report: the benchmarks to tune on and to report are set only by the "
         "study file's `benchmarks:`: change it there",
@@ -107,6 +107,6 @@ def test_overrides_mean_the_same_in_any_order(load: Load) -> None:
 def test_a_recipe_file_does_not_take_a_shipped_ones_place(load: Load, tmp_path: Path) -> None:
     file = tmp_path / "shapes.yaml"
     file.write_text("model: shapes\n")
-    (found,) = problems(load, recipe=str(file))
+    (found,) = list_problems(load, recipe=str(file))
     assert "has the name of a shipped recipe" in found
     assert load(STUDY, recipe=str(file.rename(tmp_path / "other.yaml"))).name == "small@other"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ FIGURES = ("loss", "reward/margin", "grad_norm")
 
 
 @pytest.fixture(autouse=True)
-def _no_model_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def _without_model_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chip_core.models.loading.find_model_problem", lambda model: None)
 
 
@@ -45,7 +46,7 @@ def tracker(workdir: Path) -> InlineTracker:
 
 
 @pytest.fixture
-def attempt(tmp_path: Path) -> Callable[..., Path]:
+def write_attempt(tmp_path: Path) -> Callable[..., Path]:
     """Write what an attempt leaves in its folder."""
     count = Counter[str]()
 
@@ -75,8 +76,8 @@ def write_points(folder: Path, steps: range, time: float = 1000.0) -> None:
             file.write(json.dumps({"step": step, "time": time + step, "figures": figures}) + "\n")
 
 
-def running(trial: Trial, folders: Sequence[Path]) -> TrialView:
-    """What is to be seen of a trial that runs."""
+def make_running_view(trial: Trial, folders: Sequence[Path]) -> TrialView:
+    """Make the view of a trial that runs."""
     return TrialView(
         trial=trial,
         status="RUNNING",
@@ -89,14 +90,14 @@ def running(trial: Trial, folders: Sequence[Path]) -> TrialView:
 
 
 @pytest.fixture
-def finish(attempt: Callable[..., Path]) -> Callable[..., TrialView]:
+def finish_trial(write_attempt: Callable[..., Path]) -> Callable[..., TrialView]:
     """What is to be seen of a trial that ended well."""
 
     def view(trial: Trial, chair_i: float = 12.5, **changes: Any) -> TrialView:
         given: dict[str, Any] = {
             "status": "FINISHED",
             "metrics": {"shapes/chair_i": chair_i},
-            "folders": [attempt(trial)] if "folders" not in changes else [],
+            "folders": [write_attempt(trial)] if "folders" not in changes else [],
             "seconds": {"train": 2.0, "score report/shapes": 1.0},
             "data": {},
             "engine": {"reference": "stored", "prefix_sharing": "on"},
@@ -106,7 +107,7 @@ def finish(attempt: Callable[..., Path]) -> Callable[..., TrialView]:
     return view
 
 
-class Shown:
+class MlflowContents:
     """What a person who opens MLflow sees of a study."""
 
     def __init__(self, workdir: Path, study: str = "small") -> None:
@@ -117,43 +118,51 @@ class Shown:
         assert self.experiment is not None, f"no experiment {study}"
         self.runs = list(self.client.search_runs([self.experiment.experiment_id]))
 
-    def kinds(self) -> Counter[str]:
+    def count_kinds(self) -> Counter[str]:
         return Counter(run.data.tags["chip.kind"] for run in self.runs)
 
-    def of(self, kind: str) -> list[Any]:
+    def list_runs(self, kind: str) -> list[Any]:
         return [run for run in self.runs if run.data.tags["chip.kind"] == kind]
 
-    def trial(self, trial: Trial) -> Any:
+    def find_trial_run(self, trial: Trial) -> Any:
         kind = "base" if trial.untrained else "trial"
-        [run] = [run for run in self.of(kind) if run.info.run_name == trial.name]
+        [run] = [run for run in self.list_runs(kind) if run.info.run_name == trial.name]
         return run
 
-    def arm(self, name: str) -> Any:
-        [run] = [run for run in self.of("arm") if run.info.run_name == name]
+    def find_arm_run(self, name: str) -> Any:
+        [run] = [run for run in self.list_runs("arm") if run.info.run_name == name]
         return run
 
-    def history(self, run: Any, key: str) -> list[Any]:
+    def read_history(self, run: Any, key: str) -> list[Any]:
         return list(self.client.get_metric_history(run.info.run_id, key))
 
-    def files(self, run: Any, under: str | None = None) -> list[str]:
+    def list_files(self, run: Any, under: str | None = None) -> list[str]:
         return sorted(file.path for file in self.client.list_artifacts(run.info.run_id, under))
 
 
 @pytest.fixture
-def shown(workdir: Path) -> Callable[..., Shown]:
-    return lambda study="small": Shown(workdir, study)
+def read_mlflow(workdir: Path) -> Callable[..., MlflowContents]:
+    return lambda study="small": MlflowContents(workdir, study)
 
 
 @pytest.fixture
-def run_all(finish: Callable[..., TrialView]) -> Callable[..., list[TrialView]]:
+def run_all_trials(finish_trial: Callable[..., TrialView]) -> Callable[..., list[TrialView]]:
     """Run a plan's trials through a tracker, as the driver would; return what they came to."""
 
     def run(tracker: InlineTracker, plan: Plan) -> list[TrialView]:
-        views = [finish(trial) for trial in plan.trials]
+        views = [finish_trial(trial) for trial in plan.trials]
         tracker.open(plan, [])
         for view in views:
-            tracker.show(running(view.trial, view.folders))
+            tracker.show(make_running_view(view.trial, view.folders))
             tracker.show(view)
         return views
 
     return run
+
+
+def wait_until(is_true: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Wait until something is true; fail if it is not by then."""
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

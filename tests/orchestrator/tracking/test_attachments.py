@@ -24,18 +24,18 @@ benchmarks: {report: [shapes]}
 """
 
 
-def runs_of(workdir: Path) -> dict[str, Run]:
+def read_runs(workdir: Path) -> dict[str, Run]:
     store = MlflowStore(workdir)
     store.open("small")
     return {run.tags["mlflow.runName"]: run for run in store.runs()}
 
 
-def close(tracker: InlineTracker, plan: Plan, metric: str) -> None:
+def close_tracker(tracker: InlineTracker, plan: Plan, metric: str) -> None:
     arms = [ArmView(arm=arm, figures={metric: 1.0}, status="FINISHED") for arm in plan.arms]
     tracker.close(arms, "FINISHED", None)
 
 
-def view(trial: object, folder: Path) -> TrialView:
+def make_view(trial: object, folder: Path) -> TrialView:
     return TrialView(
         trial=trial,  # type: ignore[arg-type]
         status="FINISHED",
@@ -52,13 +52,17 @@ def plan(plan_of: Callable[..., Plan]) -> Plan:
 
 
 def test_figures_lie_with_what_they_are_of(
-    plan: Plan, tracker: InlineTracker, workdir: Path, attempt: Callable[..., Path], tmp_path: Path
+    plan: Plan,
+    tracker: InlineTracker,
+    workdir: Path,
+    write_attempt: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     arm = plan.arms[1]
     trial = arm.trials[0]
-    tracker.open(plan, [view(trial, attempt(trial))])
-    close(tracker, plan, "shapes/chair_i")
-    before = runs_of(workdir)
+    tracker.open(plan, [make_view(trial, write_attempt(trial))])
+    close_tracker(tracker, plan, "shapes/chair_i")
+    before = read_runs(workdir)
     file = tmp_path / "told.md"
     file.write_text("told")
     attached = StudyAttachment(
@@ -68,7 +72,7 @@ def test_figures_lie_with_what_they_are_of(
         files=[(file, "report/humans")],
     )
     assert attach_files(workdir, None, "small", attached) is None
-    after = runs_of(workdir)
+    after = read_runs(workdir)
     name = encode_name("human/shapes/chip, a vs dpo/win")
     assert after["small"].metrics[name] == 50.0
     assert after["small"].tags[f"chip.name.{name[-16:]}"] == "human/shapes/chip, a vs dpo/win"
@@ -83,9 +87,9 @@ def test_figures_lie_with_what_they_are_of(
     # A later run of the study leaves them where they are; it makes no new run of the arm.
     again = InlineTracker(workdir, None)
     again.open(plan, [])
-    close(again, plan, "shapes/chair_i")
-    assert runs_of(workdir)[arm.name].id == after[arm.name].id
-    assert runs_of(workdir)[arm.name].metrics["representation/probe_auc"] == 0.9
+    close_tracker(again, plan, "shapes/chair_i")
+    assert read_runs(workdir)[arm.name].id == after[arm.name].id
+    assert read_runs(workdir)[arm.name].metrics["representation/probe_auc"] == 0.9
 
 
 def test_without_a_run_nothing_is_made(plan: Plan, workdir: Path) -> None:

@@ -50,7 +50,7 @@ names = st.one_of(
 )
 
 
-def is_taken(name: str) -> bool:
+def is_accepted(name: str) -> bool:
     """Return whether MLflow takes a key, by its own rules."""
     return bool(validate_param_and_metric_name(name)) and not path_not_unique(name)
 
@@ -60,7 +60,7 @@ def is_taken(name: str) -> bool:
 @example("x" * 232 + "/..y")
 def test_mlflow_takes_every_key(name: str) -> None:
     key = encode_name(name)
-    assert is_taken(key)
+    assert is_accepted(key)
     assert 0 < len(key) <= MAX_ENTITY_KEY_LENGTH
 
 
@@ -68,7 +68,7 @@ def test_mlflow_takes_every_key(name: str) -> None:
 @given(names)
 def test_a_key_that_mlflow_takes_stays(name: str) -> None:
     # MLflow's rule, which ends in `$`, lets a line's end through at a key's: no name to keep.
-    fine = is_taken(name) and len(name) <= MAX_ENTITY_KEY_LENGTH and not name.endswith("\n")
+    fine = is_accepted(name) and len(name) <= MAX_ENTITY_KEY_LENGTH and not name.endswith("\n")
     assert (encode_name(name) == name) == fine
 
 
@@ -105,7 +105,7 @@ def test_the_limits_are_mlflows() -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_name_that_is_refused_is_one(name: str) -> None:
-    fine = is_taken(name) and len(name) <= MAX_ENTITY_KEY_LENGTH
+    fine = is_accepted(name) and len(name) <= MAX_ENTITY_KEY_LENGTH
     assert fine == (name == "x\n")  # see above
     assert encode_name(name) != name
 

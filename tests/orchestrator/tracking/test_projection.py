@@ -17,9 +17,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from rich.console import Console
 
-from benchmarks.stores import contents, differences
+from benchmarks.stores import find_differences, read_contents
 from chip_core.utils.errors import UserError
-from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.run import run_study
 from orchestrator.tracking.address import StoreUnavailable, resolve_uri, server_address
@@ -29,7 +28,8 @@ from orchestrator.tracking.tracker import Tracker
 from orchestrator.tracking.views import ArmView, FinalSnapshot, StudyView, TrialView
 
 from ..fakes import FakeExecutor, InlineTracker
-from .conftest import running
+from ..program import run_program
+from .conftest import make_running_view, wait_until
 
 WRITES = (
     "create_run",
@@ -66,12 +66,12 @@ def plan(plan_of: Callable[..., Plan]) -> Plan:
     return plan_of(STUDY)
 
 
-def arm_views(plan: Plan, **figures: float) -> list[ArmView]:
+def make_arm_views(plan: Plan, **figures: float) -> list[ArmView]:
     figures = figures or {"shapes/chair_i": 12.5}
     return [ArmView(arm=arm, figures=figures, status="FINISHED") for arm in plan.arms]
 
 
-def calls_of(tracker: InlineTracker, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def record_calls(tracker: InlineTracker, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Note the calls to MLflow's client that a tracker makes."""
     from mlflow.tracking import MlflowClient
 
@@ -89,25 +89,25 @@ def calls_of(tracker: InlineTracker, monkeypatch: pytest.MonkeyPatch) -> list[st
     return calls
 
 
-def test_every_arm_and_seed_has_its_run_in_its_place(tracker, plan, run_all, shown):
-    run_all(tracker, plan)
-    tracker.close(arm_views(plan), "FINISHED", None)
+def test_every_arm_and_seed_has_its_run_in_its_place(tracker, plan, run_all_trials, read_mlflow):
+    run_all_trials(tracker, plan)
+    tracker.close(make_arm_views(plan), "FINISHED", None)
 
-    seen = shown()
-    assert seen.kinds() == ALL
+    seen = read_mlflow()
+    assert seen.count_kinds() == ALL
     assert {run.info.status for run in seen.runs} == {"FINISHED"}
-    [study] = seen.of("study")
+    [study] = seen.list_runs("study")
     assert study.info.run_name == "small"
     assert study.data.tags["mlflow.note.content"] == "Which?"
-    [base] = seen.of("base")
+    [base] = seen.list_runs("base")
     assert base.data.tags["mlflow.parentRunId"] == study.info.run_id
     assert base.data.params == {}
     for arm in plan.arms:
-        run = seen.arm(arm.name)
+        run = seen.find_arm_run(arm.name)
         assert run.data.tags["mlflow.parentRunId"] == study.info.run_id
         assert run.data.params == arm.params
         for trial in arm.trials:
-            below = seen.trial(trial)
+            below = seen.find_trial_run(trial)
             assert below.data.tags["mlflow.parentRunId"] == run.info.run_id
             assert below.data.params == {**trial.params, "seed": str(trial.seed)}
             tags = below.data.tags
@@ -118,22 +118,24 @@ def test_every_arm_and_seed_has_its_run_in_its_place(tracker, plan, run_all, sho
             assert tags["chip.version"]
 
 
-def test_a_trial_shows_figures_curves_and_files(tracker, plan, run_all, shown, tmp_path):
-    run_all(tracker, plan)
-    seen = shown()
-    run = seen.trial(plan.arms[0].trials[0])
-    [figure] = seen.history(run, "shapes/chair_i")
+def test_a_trial_shows_figures_curves_and_files(
+    tracker, plan, run_all_trials, read_mlflow, tmp_path
+):
+    run_all_trials(tracker, plan)
+    seen = read_mlflow()
+    run = seen.find_trial_run(plan.arms[0].trials[0])
+    [figure] = seen.read_history(run, "shapes/chair_i")
     assert (figure.value, figure.step) == (12.5, 0)
     assert run.data.metrics["timing/train"] == 2.0
     assert run.data.tags["engine.reference"] == "stored"
     assert run.data.tags["engine.prefix_sharing"] == "on"
-    points = seen.history(run, "train/loss")
+    points = seen.read_history(run, "train/loss")
     # time = 1000 s + step; the loss is the step
     assert [(p.step, p.value, p.timestamp) for p in points] == [
         (step, float(step), 1_000_000 + 1000 * step) for step in (1, 2, 3)
     ]
-    assert seen.files(run) == ["config.json", "responses", "scores"]
-    assert seen.files(run, "scores") == ["scores/report-shapes.json"]
+    assert seen.list_files(run) == ["config.json", "responses", "scores"]
+    assert seen.list_files(run, "scores") == ["scores/report-shapes.json"]
     responses = "responses/report-shapes.json"
     file = seen.client.download_artifacts(run.info.run_id, responses, str(tmp_path))
     table = json.loads(Path(file).read_text())
@@ -144,230 +146,244 @@ def test_a_trial_shows_figures_curves_and_files(tracker, plan, run_all, shown, t
     ]
 
 
-def test_what_checkpoints_came_to_is_shown_by_step(tracker, plan, finish, shown):
+def test_what_checkpoints_came_to_is_shown_by_step(tracker, plan, finish_trial, read_mlflow):
     trial = plan.arms[0].trials[0]
     name = "select/shapes/chair_i"
-    view = finish(trial, checkpoints={2: {name: 5.0}, 4: {name: 3.0}}, ended=2000.0)
+    view = finish_trial(trial, checkpoints={2: {name: 5.0}, 4: {name: 3.0}}, ended=2000.0)
     tracker.open(plan, [])
-    tracker.show(running(trial, view.folders))
+    tracker.show(make_running_view(trial, view.folders))
     for _ in range(2):  # what is there is not doubled
         tracker.show(view)
-    seen = shown()
-    points = seen.history(seen.trial(trial), f"checkpoint/{name}")
+    seen = read_mlflow()
+    points = seen.read_history(seen.find_trial_run(trial), f"checkpoint/{name}")
     assert [(p.step, p.value, p.timestamp) for p in points] == [(2, 5.0, 2_000_000),
                                                                (4, 3.0, 2_000_000)]  # fmt: skip
 
 
-def test_checkpoints_that_are_half_there_are_completed(tracker, plan, finish, shown):
+def test_checkpoints_that_are_half_there_are_completed(tracker, plan, finish_trial, read_mlflow):
     trial = plan.arms[0].trials[0]
     name = "select/shapes/chair_i"
-    view = finish(trial, checkpoints={0: {name: 7.0}, 2: {name: 5.0}, 4: {name: 3.0}}, ended=2000.0)
+    view = finish_trial(
+        trial, checkpoints={0: {name: 7.0}, 2: {name: 5.0}, 4: {name: 3.0}}, ended=2000.0
+    )
     tracker.open(plan, [])
-    tracker.show(running(trial, view.folders))
+    tracker.show(make_running_view(trial, view.folders))
     [run] = [run for run in tracker.store.runs() if run.tags["chip.kind"] == "trial"]
     half = [Point(figures={f"checkpoint/{name}": 7.0}, time=2000.0)]
     tracker.store.log_points(run, half)
     tracker.show(view)
-    points = shown().history(shown().trial(trial), f"checkpoint/{name}")
+    points = read_mlflow().read_history(read_mlflow().find_trial_run(trial), f"checkpoint/{name}")
     assert [(p.step, p.value) for p in points] == [(0, 7.0), (2, 5.0), (4, 3.0)]
 
 
-def test_artifacts_lie_in_the_work_directory(tracker, plan, run_all, workdir):
-    run_all(tracker, plan)
+def test_artifacts_lie_in_the_work_directory(tracker, plan, run_all_trials, workdir):
+    run_all_trials(tracker, plan)
     assert list((workdir / "artifacts").glob("*/artifacts/config.json"))
 
 
-def test_a_curve_is_sent_as_it_grows(tracker, plan, attempt, finish, shown):
+def test_a_curve_is_sent_as_it_grows(tracker, plan, write_attempt, finish_trial, read_mlflow):
     trial = plan.arms[0].trials[0]
-    folder = attempt(trial, steps=2)
+    folder = write_attempt(trial, steps=2)
     with (folder / "curves.jsonl").open("a") as file:
         file.write('{"step": 3, "time": 1003.0, "fig')  # a line that is not whole yet
     tracker.open(plan, [])
-    tracker.show(running(trial, [folder]))
-    assert len(shown().history(shown().trial(trial), "train/loss")) == 2
+    tracker.show(make_running_view(trial, [folder]))
+    assert len(read_mlflow().read_history(read_mlflow().find_trial_run(trial), "train/loss")) == 2
     with (folder / "curves.jsonl").open("a") as file:
         file.write('ures": {"loss": 3.0, "grad_norm": Infinity}}\n')
     tracker.reconcile(tracker.study)
     tracker.reconcile(tracker.study)
-    run = shown().trial(trial)
+    run = read_mlflow().find_trial_run(trial)
     assert run.info.status == "RUNNING"
-    assert [p.step for p in shown().history(run, "train/loss")] == [1, 2, 3]
-    assert [p.step for p in shown().history(run, "train/grad_norm")] == [1, 2]  # infinity is out
-    tracker.show(finish(trial, folders=[folder]))
-    assert [p.step for p in shown().history(run, "train/loss")] == [1, 2, 3]
+    assert [p.step for p in read_mlflow().read_history(run, "train/loss")] == [1, 2, 3]
+    # Infinity is out.
+    assert [p.step for p in read_mlflow().read_history(run, "train/grad_norm")] == [
+        1,
+        2,
+    ]
+    tracker.show(finish_trial(trial, folders=[folder]))
+    assert [p.step for p in read_mlflow().read_history(run, "train/loss")] == [1, 2, 3]
 
 
-def test_a_long_curve_takes_several_batches(tracker, plan, attempt, finish, shown):
+def test_a_long_curve_takes_several_batches(
+    tracker, plan, write_attempt, finish_trial, read_mlflow
+):
     trial = plan.arms[0].trials[0]
     tracker.open(plan, [])
-    tracker.show(finish(trial, folders=[attempt(trial, steps=700)]))  # 2100 metrics
-    run = shown().trial(trial)
-    assert [p.step for p in shown().history(run, "train/grad_norm")] == [*range(1, 701)]
+    tracker.show(finish_trial(trial, folders=[write_attempt(trial, steps=700)]))  # 2100 metrics
+    run = read_mlflow().find_trial_run(trial)
+    assert [p.step for p in read_mlflow().read_history(run, "train/grad_norm")] == [*range(1, 701)]
 
 
-def test_a_new_attempt_after_a_kill_doubles_nothing(workdir, plan, attempt, finish, shown):
+def test_a_new_attempt_after_a_kill_doubles_nothing(
+    workdir, plan, write_attempt, finish_trial, read_mlflow
+):
     trial = plan.arms[0].trials[0]
-    first = attempt(trial, steps=2)
+    first = write_attempt(trial, steps=2)
     killed = InlineTracker(workdir, None)
     killed.open(plan, [])
-    killed.show(running(trial, [first]))
-    before = shown()
+    killed.show(make_running_view(trial, [first]))
+    before = read_mlflow()
     run_ids = {run.info.run_id for run in before.runs}
-    assert before.trial(trial).info.status == "RUNNING"
+    assert before.find_trial_run(trial).info.status == "RUNNING"
 
-    second = attempt(trial, steps=4, time=5000.0)
+    second = write_attempt(trial, steps=4, time=5000.0)
     tracker = InlineTracker(workdir, None)
     tracker.open(plan, [])
-    tracker.show(running(trial, [second]))
-    tracker.show(finish(trial, folders=[first, second]))
-    tracker.close(arm_views(plan), "FINISHED", None)
-    after = shown()
+    tracker.show(make_running_view(trial, [second]))
+    tracker.show(finish_trial(trial, folders=[first, second]))
+    tracker.close(make_arm_views(plan), "FINISHED", None)
+    after = read_mlflow()
     assert {run.info.run_id for run in after.runs} == run_ids  # the same runs went on
     assert {run.info.status for run in after.runs} == {"FINISHED"}
-    points = after.history(after.trial(trial), "train/loss")
+    points = after.read_history(after.find_trial_run(trial), "train/loss")
     assert [p.step for p in points] == [1, 2, 3, 4]
-    assert len(after.history(after.trial(trial), "shapes/chair_i")) == 1
+    assert len(after.read_history(after.find_trial_run(trial), "shapes/chair_i")) == 1
 
 
-def test_what_is_not_taken_up_again_is_killed(workdir, plan, plan_of, attempt, shown):
+def test_what_is_not_taken_up_again_is_killed(workdir, plan, plan_of, write_attempt, read_mlflow):
     trials = [plan.arms[0].trials[0], plan.arms[-1].trials[0]]
     killed = InlineTracker(workdir, None)
     killed.open(plan, [])
     for trial in trials:
-        killed.show(running(trial, [attempt(trial)]))
+        killed.show(make_running_view(trial, [write_attempt(trial)]))
 
     smaller = plan_of(STUDY.replace("[dpo, chip]", "[dpo]"))
     tracker = InlineTracker(workdir, None)
     tracker.open(smaller, [])
-    tracker.close(arm_views(smaller), "KILLED", None)
-    seen = shown()
+    tracker.close(make_arm_views(smaller), "KILLED", None)
+    seen = read_mlflow()
     assert {run.info.status for run in seen.runs} == {"FINISHED", "KILLED"}
-    assert seen.kinds() == {
+    assert seen.count_kinds() == {
         "study": 1,
         "arm": 1,
         "trial": 1,
         "superseded arm": 1,
         "superseded trial": 1,
     }
-    [gone] = seen.of("superseded trial")
+    [gone] = seen.list_runs("superseded trial")
     assert gone.info.status == "KILLED"
     assert gone.data.tags["chip.superseded_by"] == "none"
-    assert seen.trial(trials[0]).info.status == "KILLED"
+    assert seen.find_trial_run(trials[0]).info.status == "KILLED"
 
 
 def test_running_again_changes_nothing_and_asks_once(
-    workdir, tracker, plan, run_all, shown, monkeypatch
+    workdir, tracker, plan, run_all_trials, read_mlflow, monkeypatch
 ):
-    views = run_all(tracker, plan)
-    tracker.close(arm_views(plan), "FINISHED", None)
-    before = shown()
+    views = run_all_trials(tracker, plan)
+    tracker.close(make_arm_views(plan), "FINISHED", None)
+    before = read_mlflow()
     again = InlineTracker(workdir, None)
-    calls = calls_of(again, monkeypatch)
+    calls = record_calls(again, monkeypatch)
     again.open(plan, views)
-    again.close(arm_views(plan), "FINISHED", None)
+    again.close(make_arm_views(plan), "FINISHED", None)
     assert calls == ["search_runs"]
-    after = shown()
+    after = read_mlflow()
     assert [run.to_dictionary() for run in after.runs] == [r.to_dictionary() for r in before.runs]
 
 
-def test_a_lost_store_is_filled_from_what_is_done(workdir, plan, finish, shown):
-    views = [finish(trial) for trial in plan.trials]
+def test_a_lost_store_is_filled_from_what_is_done(workdir, plan, finish_trial, read_mlflow):
+    views = [finish_trial(trial) for trial in plan.trials]
     for _ in range(2):
         tracker = InlineTracker(workdir, None)
         tracker.open(plan, views)
-        tracker.close(arm_views(plan), "FINISHED", None)
-    seen = shown()
-    assert seen.kinds() == ALL
+        tracker.close(make_arm_views(plan), "FINISHED", None)
+    seen = read_mlflow()
+    assert seen.count_kinds() == ALL
     for trial in plan.trials:
-        assert len(seen.history(seen.trial(trial), "train/loss")) == 3
-        assert len(seen.history(seen.trial(trial), "shapes/chair_i")) == 1
+        assert len(seen.read_history(seen.find_trial_run(trial), "train/loss")) == 3
+        assert len(seen.read_history(seen.find_trial_run(trial), "shapes/chair_i")) == 1
 
 
-def test_a_reused_trial_says_where_it_was_executed(tracker, plan, finish, shown):
+def test_a_reused_trial_says_where_it_was_executed(tracker, plan, finish_trial, read_mlflow):
     trial = plan.arms[0].trials[0]
-    tracker.open(plan, [finish(trial, reused_from="other")])
-    run = shown().trial(trial)
+    tracker.open(plan, [finish_trial(trial, reused_from="other")])
+    run = read_mlflow().find_trial_run(trial)
     assert run.data.tags["chip.reused_from"] == "other"
     assert "chip.version" not in run.data.tags  # not this code executed it
     assert run.data.metrics == {"shapes/chair_i": 12.5}  # its curves are at its home
-    assert "responses" in shown().files(run)
+    assert "responses" in read_mlflow().list_files(run)
 
 
-def test_a_failed_trial_says_why_until_it_ends_well(workdir, tracker, plan, finish, shown):
+def test_a_failed_trial_says_why_until_it_ends_well(
+    workdir, tracker, plan, finish_trial, read_mlflow
+):
     trial = plan.arms[0].trials[0]
-    failed = finish(trial, status="FAILED", metrics={}, seconds={}, reason="the loss is nan")
+    failed = finish_trial(trial, status="FAILED", metrics={}, seconds={}, reason="the loss is nan")
     tracker.open(plan, [])
-    tracker.show(running(trial, [failed.folders[0]]))
+    tracker.show(make_running_view(trial, [failed.folders[0]]))
     tracker.show(failed)
     tracker.close([ArmView(arm=plan.arms[0], figures={}, status="FAILED")], "FAILED", None)
-    seen = shown()
-    assert seen.trial(trial).info.status == "FAILED"
-    assert seen.trial(trial).data.tags["chip.reason"] == "the loss is nan"
-    assert seen.arm(plan.arms[0].name).info.status == "FAILED"
+    seen = read_mlflow()
+    assert seen.find_trial_run(trial).info.status == "FAILED"
+    assert seen.find_trial_run(trial).data.tags["chip.reason"] == "the loss is nan"
+    assert seen.find_arm_run(plan.arms[0].name).info.status == "FAILED"
     assert {run.info.status for run in seen.runs} == {"FAILED"}
 
     again = InlineTracker(workdir, None)
     again.open(plan, [])
-    again.show(running(trial, [failed.folders[0]]))
-    assert "chip.reason" not in shown().trial(trial).data.tags
-    again.show(finish(trial, folders=failed.folders))
-    assert shown().trial(trial).info.status == "FINISHED"
+    again.show(make_running_view(trial, [failed.folders[0]]))
+    assert "chip.reason" not in read_mlflow().find_trial_run(trial).data.tags
+    again.show(finish_trial(trial, folders=failed.folders))
+    assert read_mlflow().find_trial_run(trial).info.status == "FINISHED"
 
 
-def test_an_arms_aggregates_are_replaced(workdir, plan, shown):
+def test_an_arms_aggregates_are_replaced(workdir, plan, read_mlflow):
     name = plan.arms[0].name
     for mean, expected in ((12.0, [12.0]), (12.0, [12.0]), (11.0, [12.0, 11.0])):
         tracker = InlineTracker(workdir, None)
         tracker.open(plan, [])
-        tracker.close(arm_views(plan, **{"shapes/chair_i": mean}), "FINISHED", None)
-        run = shown().arm(name)
+        tracker.close(make_arm_views(plan, **{"shapes/chair_i": mean}), "FINISHED", None)
+        run = read_mlflow().find_arm_run(name)
         assert run.data.metrics == {"shapes/chair_i": mean}
-        assert [p.value for p in shown().history(run, "shapes/chair_i")] == expected
+        assert [p.value for p in read_mlflow().read_history(run, "shapes/chair_i")] == expected
         time.sleep(0.002)  # the latest is the one with the newer millisecond
 
 
-def test_a_figure_that_an_arm_has_no_more_is_not_shown(workdir, plan, finish, shown):
+def test_a_figure_that_an_arm_has_no_more_is_not_shown(workdir, plan, finish_trial, read_mlflow):
     trial = plan.arms[0].trials[0]
-    view = finish(trial)
+    view = finish_trial(trial)
     for figures in ({"shapes/chair_i": 12.0, "shapes/chair_i.sd": 1.0}, {"shapes/chair_i": 12.0}):
         tracker = InlineTracker(workdir, None)
         tracker.open(plan, [view])
-        tracker.close(arm_views(plan, **figures), "FINISHED", None)
-    seen = shown()
-    run = seen.arm(plan.arms[0].name)
+        tracker.close(make_arm_views(plan, **figures), "FINISHED", None)
+    seen = read_mlflow()
+    run = seen.find_arm_run(plan.arms[0].name)
     assert run.data.metrics == {"shapes/chair_i": 12.0}
-    assert seen.trial(trial).data.tags["mlflow.parentRunId"] == run.info.run_id
-    assert seen.kinds()["superseded arm"] == 2
+    assert seen.find_trial_run(trial).data.tags["mlflow.parentRunId"] == run.info.run_id
+    assert seen.count_kinds()["superseded arm"] == 2
 
 
-def test_figures_that_are_no_numbers_are_left_out(tracker, plan, finish, shown):
+def test_figures_that_are_no_numbers_are_left_out(tracker, plan, finish_trial, read_mlflow):
     trial = plan.arms[0].trials[0]
-    tracker.open(plan, [finish(trial, metrics={"shapes/chair_i": 1.0, "shapes/hal": math.nan})])
-    tracker.close(arm_views(plan, a=1.0, b=math.inf), "FINISHED", None)
-    assert "shapes/hal" not in shown().trial(trial).data.metrics
-    assert shown().arm(plan.arms[0].name).data.metrics == {"a": 1.0}
+    tracker.open(
+        plan, [finish_trial(trial, metrics={"shapes/chair_i": 1.0, "shapes/hal": math.nan})]
+    )
+    tracker.close(make_arm_views(plan, a=1.0, b=math.inf), "FINISHED", None)
+    assert "shapes/hal" not in read_mlflow().find_trial_run(trial).data.metrics
+    assert read_mlflow().find_arm_run(plan.arms[0].name).data.metrics == {"a": 1.0}
 
 
 def test_a_changed_recipe_supersedes_and_comes_back(
-    workdir, tracker, plan, plan_of, finish, run_all, shown
+    workdir, tracker, plan, plan_of, finish_trial, run_all_trials, read_mlflow
 ):
-    views = run_all(tracker, plan)
-    tracker.close(arm_views(plan), "FINISHED", None)
-    old = {run.info.run_id for run in shown().of("trial")}
+    views = run_all_trials(tracker, plan)
+    tracker.close(make_arm_views(plan), "FINISHED", None)
+    old = {run.info.run_id for run in read_mlflow().list_runs("trial")}
     # A changed recipe keeps the study's name: as --set would, but for the name.
     changed = plan_of(STUDY, overrides={"optimizer.lr": 1e-4})
     changed = replace(changed, study=replace(changed.study, name="small"))
-    other = [finish(trial, chair_i=20.0) for trial in changed.trials]
+    other = [finish_trial(trial, chair_i=20.0) for trial in changed.trials]
     second = InlineTracker(workdir, None)
     second.open(changed, other)
-    second.close(arm_views(changed), "FINISHED", None)
-    seen = shown()
+    second.close(make_arm_views(changed), "FINISHED", None)
+    seen = read_mlflow()
     # Base is the same model, so it stays.
-    assert seen.kinds() == {**ALL, "superseded arm": 2, "superseded trial": 4}
-    assert {run.data.metrics["shapes/chair_i"] for run in seen.of("trial")} == {20.0}
-    assert {run.info.run_id for run in seen.of("superseded trial")} == old
-    [study] = seen.of("study")
-    for run in seen.of("superseded trial"):
+    assert seen.count_kinds() == {**ALL, "superseded arm": 2, "superseded trial": 4}
+    assert {run.data.metrics["shapes/chair_i"] for run in seen.list_runs("trial")} == {20.0}
+    assert {run.info.run_id for run in seen.list_runs("superseded trial")} == old
+    [study] = seen.list_runs("study")
+    for run in seen.list_runs("superseded trial"):
         assert run.info.run_name.endswith("(superseded)")
         assert run.data.tags["mlflow.parentRunId"] == study.info.run_id
         successors = {trial.fingerprint for trial in changed.trials}
@@ -375,57 +391,61 @@ def test_a_changed_recipe_supersedes_and_comes_back(
 
     third = InlineTracker(workdir, None)
     third.open(plan, views)
-    third.close(arm_views(plan), "FINISHED", None)
-    seen = shown()
-    assert {run.info.run_id for run in seen.of("trial")} == old
-    assert {run.data.metrics["shapes/chair_i"] for run in seen.of("trial")} == {12.5}
-    assert not any("chip.superseded_by" in run.data.tags for run in seen.of("trial"))
-    assert {run.info.run_name for run in seen.of("arm")} == {arm.name for arm in plan.arms}
+    third.close(make_arm_views(plan), "FINISHED", None)
+    seen = read_mlflow()
+    assert {run.info.run_id for run in seen.list_runs("trial")} == old
+    assert {run.data.metrics["shapes/chair_i"] for run in seen.list_runs("trial")} == {12.5}
+    assert not any("chip.superseded_by" in run.data.tags for run in seen.list_runs("trial"))
+    assert {run.info.run_name for run in seen.list_runs("arm")} == {arm.name for arm in plan.arms}
 
 
 def test_another_benchmark_setting_makes_new_runs_and_another_benchmark_does_not(
-    workdir, tracker, plan, plan_of, finish, run_all, shown
+    workdir, tracker, plan, plan_of, finish_trial, run_all_trials, read_mlflow
 ):
-    run_all(tracker, plan)
-    old = {run.info.run_id for run in shown().of("trial")}
+    run_all_trials(tracker, plan)
+    old = {run.info.run_id for run in read_mlflow().list_runs("trial")}
     more = plan_of(STUDY.replace("{report", "{select: [shapes], report"))
     InlineTracker(workdir, None).open(more, [])
-    assert {run.info.run_id for run in shown().of("trial")} == old
+    assert {run.info.run_id for run in read_mlflow().list_runs("trial")} == old
 
     other = plan_of(STUDY.replace("[shapes]", "[{name: shapes, limit: 2}]"))
     assert other.arms[0].trials[0].fingerprint == plan.arms[0].trials[0].fingerprint
-    views = [finish(trial, chair_i=50.0) for trial in other.trials]
+    views = [finish_trial(trial, chair_i=50.0) for trial in other.trials]
     InlineTracker(workdir, None).open(other, views)
-    seen = shown()
-    assert {key: seen.kinds()[key] for key in ALL} == ALL
+    seen = read_mlflow()
+    assert {key: seen.count_kinds()[key] for key in ALL} == ALL
     for trial in other.trials:  # not 12.5 and then 50
-        [figure] = seen.history(seen.trial(trial), "shapes/chair_i")
+        [figure] = seen.read_history(seen.find_trial_run(trial), "shapes/chair_i")
         assert figure.value == 50.0
 
 
-def test_more_seeds_go_on_in_the_same_arms(workdir, tracker, plan, plan_of, run_all, shown):
-    views = run_all(tracker, plan)
-    tracker.close(arm_views(plan), "FINISHED", None)
-    arms = {run.info.run_id for run in shown().of("arm")}
+def test_more_seeds_go_on_in_the_same_arms(
+    workdir, tracker, plan, plan_of, run_all_trials, read_mlflow
+):
+    views = run_all_trials(tracker, plan)
+    tracker.close(make_arm_views(plan), "FINISHED", None)
+    arms = {run.info.run_id for run in read_mlflow().list_runs("arm")}
     more = InlineTracker(workdir, None)
     more.open(plan_of(STUDY, seeds=[0, 1, 2]), views)
-    assert {run.info.run_id for run in shown().of("arm")} == arms
-    assert shown().kinds() == ALL
+    assert {run.info.run_id for run in read_mlflow().list_runs("arm")} == arms
+    assert read_mlflow().count_kinds() == ALL
 
 
-def test_of_two_runs_for_one_seed_one_stays(workdir, tracker, plan, run_all, shown):
-    views = run_all(tracker, plan)
-    seen = shown()
-    twin = seen.trial(plan.arms[0].trials[0])
+def test_of_two_runs_for_one_seed_one_stays(workdir, tracker, plan, run_all_trials, read_mlflow):
+    views = run_all_trials(tracker, plan)
+    seen = read_mlflow()
+    twin = seen.find_trial_run(plan.arms[0].trials[0])
     tags = {key: value for key, value in twin.data.tags.items() if key.startswith("chip.")}
     seen.client.create_run(seen.experiment.experiment_id, tags=tags)
     InlineTracker(workdir, None).open(plan, views)
-    seen = shown()
-    assert seen.trial(plan.arms[0].trials[0]).info.run_id == twin.info.run_id
-    assert [run.info.status for run in seen.of("superseded trial")] == ["KILLED"]
+    seen = read_mlflow()
+    assert seen.find_trial_run(plan.arms[0].trials[0]).info.run_id == twin.info.run_id
+    assert [run.info.status for run in seen.list_runs("superseded trial")] == ["KILLED"]
 
 
-def test_the_pictures_of_a_study_on_rejected_images_are_attached(tracker, plan_of, workdir, shown):
+def test_the_pictures_of_a_study_on_rejected_images_are_attached(
+    tracker, plan_of, workdir, read_mlflow
+):
     plan = plan_of(STUDY.replace("objective: [dpo, chip]", "rejected_image: [black, blur]"))
     run_study(
         plan,
@@ -434,42 +454,42 @@ def test_the_pictures_of_a_study_on_rejected_images_are_attached(tracker, plan_o
         tracker=tracker,
         console=Console(quiet=True),
     )
-    [study] = shown().of("study")
-    assert "report/figures/rejected-images.png" in shown().files(study, "report/figures")
+    [study] = read_mlflow().list_runs("study")
+    assert "report/figures/rejected-images.png" in read_mlflow().list_files(study, "report/figures")
 
 
-def test_the_report_is_attached_to_the_study(tracker, plan, tmp_path, shown):
+def test_the_report_is_attached_to_the_study(tracker, plan, tmp_path, read_mlflow):
     report = tmp_path / "report"
     (report / "figures").mkdir(parents=True)
     (report / "report.html").write_text("<p>")
     (report / "figures" / "one.svg").write_text("<svg/>")
     tracker.open(plan, [])
-    tracker.close(arm_views(plan), "FINISHED", report)
-    [study] = shown().of("study")
-    assert shown().files(study, "report") == ["report/figures", "report/report.html"]
+    tracker.close(make_arm_views(plan), "FINISHED", report)
+    [study] = read_mlflow().list_runs("study")
+    assert read_mlflow().list_files(study, "report") == ["report/figures", "report/report.html"]
 
 
-def test_an_arms_verdict_is_a_tag_until_it_is_none_any_more(workdir, plan, shown):
+def test_an_arms_verdict_is_a_tag_until_it_is_none_any_more(workdir, plan, read_mlflow):
     for verdict in ("better", "inconclusive: too few seeds", None):
         tracker = InlineTracker(workdir, None)
         tracker.open(plan, [])
-        first, second = arm_views(plan)
+        first, second = make_arm_views(plan)
         tracker.close([first, replace(second, tags={"chip.verdict": verdict})], "FINISHED", None)
-        assert shown().arm("chip").data.tags.get("chip.verdict") == verdict
-        assert "chip.verdict" not in shown().arm("dpo").data.tags
+        assert read_mlflow().find_arm_run("chip").data.tags.get("chip.verdict") == verdict
+        assert "chip.verdict" not in read_mlflow().find_arm_run("dpo").data.tags
 
 
-def test_the_compare_page_names_the_arms_runs(tracker, plan, shown, workdir):
+def test_the_compare_page_names_the_arms_runs(tracker, plan, read_mlflow, workdir):
     tracker.open(plan, [])
-    tracker.close(arm_views(plan), "FINISHED", None)
+    tracker.close(make_arm_views(plan), "FINISHED", None)
     address = urlsplit(tracker.state().compare)
     assert f"{address.scheme}://{address.netloc}" == UI
     route, _, query = address.fragment.partition("?")
     asked = {key: json.loads(value) for key, (value,) in parse_qs(query).items()}
-    seen = shown()
+    seen = read_mlflow()
     assert route == "/compare-runs"
     assert asked == {
-        "runs": [seen.arm("dpo").info.run_id, seen.arm("chip").info.run_id],
+        "runs": [seen.find_arm_run("dpo").info.run_id, seen.find_arm_run("chip").info.run_id],
         "experiments": [seen.experiment.experiment_id],
     }
 
@@ -487,16 +507,16 @@ def test_the_pages_are_where_ui_serves_them_or_the_server_is():
     assert server_address("https://me:secret@host:1234/sub/") == "https://host:1234/sub"
 
 
-def test_a_deleted_experiment_is_restored(workdir, tracker, plan, run_all, shown):
-    views = run_all(tracker, plan)
-    seen = shown()
+def test_a_deleted_experiment_is_restored(workdir, tracker, plan, run_all_trials, read_mlflow):
+    views = run_all_trials(tracker, plan)
+    seen = read_mlflow()
     seen.client.delete_experiment(seen.experiment.experiment_id)
     InlineTracker(workdir, None).open(plan, views)
-    assert shown().kinds() == ALL
+    assert read_mlflow().count_kinds() == ALL
 
 
 def test_a_store_that_goes_away_does_not_stop_the_study(
-    tracker, plan, finish, shown, monkeypatch, caplog
+    tracker, plan, finish_trial, read_mlflow, monkeypatch, caplog
 ):
     trial = plan.arms[0].trials[0]
     behind = Tracker(tracker)
@@ -509,20 +529,20 @@ def test_a_store_that_goes_away_does_not_stop_the_study(
             raise ConnectionError("nobody there")
 
         away.setattr(tracker.store._client, "log_batch", refuse)
-        view: TrialView = finish(trial)
-        behind.show(running(trial, [view.folders[0]]))
+        view: TrialView = finish_trial(trial)
+        behind.show(make_running_view(trial, [view.folders[0]]))
         behind.show(view)
-        _until(lambda: "nobody there" in caplog.text)
-    behind.close(arm_views(plan), "FINISHED", None)
+        wait_until(lambda: "nobody there" in caplog.text)
+    behind.close(make_arm_views(plan), "FINISHED", None)
     assert behind.state().pending is None
-    run = shown().trial(trial)
+    run = read_mlflow().find_trial_run(trial)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"objective": "dpo", "seed": "0"}
-    assert len(shown().history(run, "train/loss")) == 3
+    assert len(read_mlflow().read_history(run, "train/loss")) == 3
 
 
 def test_a_run_that_was_made_without_an_answer_is_not_made_twice(
-    tracker, plan, finish, shown, monkeypatch
+    tracker, plan, finish_trial, read_mlflow, monkeypatch
 ):
     trial = plan.arms[0].trials[0]
     behind = Tracker(tracker)
@@ -540,26 +560,28 @@ def test_a_run_that_was_made_without_an_answer_is_not_made_twice(
         return run
 
     monkeypatch.setattr(tracker.store._client, "create_run", unanswered)
-    behind.show(finish(trial))
-    behind.close(arm_views(plan), "FINISHED", None)
-    seen = shown()
-    assert seen.trial(trial).info.run_id == lost[0].info.run_id
-    assert seen.kinds() == {"study": 1, "arm": 2, "trial": 1}
+    behind.show(finish_trial(trial))
+    behind.close(make_arm_views(plan), "FINISHED", None)
+    seen = read_mlflow()
+    assert seen.find_trial_run(trial).info.run_id == lost[0].info.run_id
+    assert seen.count_kinds() == {"study": 1, "arm": 2, "trial": 1}
 
 
 def test_any_write_may_go_unanswered_and_nothing_is_there_twice(
-    workdir, plan, finish, tmp_path, migrated, monkeypatch
+    workdir, plan, finish_trial, tmp_path, migrated_database, monkeypatch
 ):
     from mlflow.tracking import MlflowClient
 
-    views = [finish(trial, began=1000.0, ended=1010.0 + n) for n, trial in enumerate(plan.trials)]
-    end = FinalSnapshot(time=0.0, status="FINISHED", ended=1020.0, arms=tuple(arm_views(plan)))
+    views = [
+        finish_trial(trial, began=1000.0, ended=1010.0 + n) for n, trial in enumerate(plan.trials)
+    ]
+    end = FinalSnapshot(time=0.0, status="FINISHED", ended=1020.0, arms=tuple(make_arm_views(plan)))
     study = StudyView(
         plan=plan, began=999.0, trials={view.key: view for view in views}, ends=(end,)
     )
     whole = tmp_path / "whole"
     whole.mkdir()
-    shutil.copyfile(migrated, whole / "mlflow.db")
+    shutil.copyfile(migrated_database, whole / "mlflow.db")
     InlineTracker(whole).reconcile(study)
 
     unanswered: set[str] = set()
@@ -589,9 +611,9 @@ def test_any_write_may_go_unanswered_and_nothing_is_there_twice(
     monkeypatch.undo()
     # 8 runs are made, 5 of them trials with figures, curves, files, tags, RUNNING and FINISHED
     assert tries > 8 + 5 * 4
-    up = contents(f"sqlite:///{whole}/mlflow.db", "small")
+    up = read_contents(f"sqlite:///{whole}/mlflow.db", "small")
     assert len(up) == sum(ALL.values())
-    assert differences(contents(f"sqlite:///{workdir}/mlflow.db", "small"), up) == []
+    assert find_differences(read_contents(f"sqlite:///{workdir}/mlflow.db", "small"), up) == []
 
 
 def test_a_store_that_cannot_be_used_is_one_line(workdir, plan, tmp_path, monkeypatch):
@@ -684,9 +706,7 @@ def test_a_refused_address_is_told_soon_and_leaves_nothing(
         monkeypatch.setenv(by, uri)
     before = sorted(tmp_path.rglob("*"))
     began = time.monotonic()
-    with pytest.raises(SystemExit) as ended:
-        main(["run", str(study_file), "--executor", "inline", "--workdir", "work", *given])
-    assert ended.value.code == 2
+    assert run_program("run", study_file, "--executor", "inline", "--workdir", "work", *given) == 2
     assert time.monotonic() - began < 15  # on a busy machine; MLflow would try for a minute
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1, told
@@ -739,10 +759,3 @@ def test_where_runs_are_kept(tmp_path, monkeypatch):
 def test_a_password_is_not_shown():
     address = MlflowStore(Path(), "postgresql://me:secret@host/db").address
     assert address == "postgresql://me:***@host/db"
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    due = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < due
-        time.sleep(0.01)

@@ -12,7 +12,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from chip_core.utils.errors import UserError
-from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.report.writers.terminal import tracking_lines
 from orchestrator.tracking.address import StoreRefused, StoreUnavailable
@@ -22,7 +21,8 @@ from orchestrator.tracking.tracker import Tracker
 from orchestrator.tracking.views import ArmView, PendingRuns
 
 from ..fakes import InlineTracker
-from .conftest import running
+from ..program import run_program
+from .conftest import make_running_view
 
 STUDY = """
 study: small
@@ -48,11 +48,11 @@ def plan(plan_of: Callable[..., Plan]) -> Plan:
     return plan_of(STUDY)
 
 
-def arm_views(plan: Plan, figures: dict[str, float]) -> list[ArmView]:
+def make_arm_views(plan: Plan, figures: dict[str, float]) -> list[ArmView]:
     return [ArmView(arm=arm, figures=figures, status="FINISHED") for arm in plan.arms]
 
 
-def refusing(
+def refuse_keys(
     tracker: InlineTracker, monkeypatch: pytest.MonkeyPatch, *keys: str
 ) -> list[dict[str, Any]]:
     """Let a store refuse requests in which a key is, as a server does whose rules are narrower."""
@@ -70,13 +70,13 @@ def refusing(
     return asked
 
 
-def test_all_of_a_study_with_odd_names_is_shown(tracker, plan, finish, shown, workdir):
-    view = finish(plan.arms[0].trials[0], metrics=ODD, folders=[])
+def test_all_of_a_study_with_odd_names_is_shown(tracker, plan, finish_trial, read_mlflow, workdir):
+    view = finish_trial(plan.arms[0].trials[0], metrics=ODD, folders=[])
     tracker.open(plan, [view])
-    tracker.close(arm_views(plan, ODD), "FINISHED", None)
-    seen = shown()
-    assert seen.kinds() == {"study": 1, "arm": 2, "trial": 1}
-    for run in (seen.trial(view.trial), seen.arm("λ=1 / γ")):
+    tracker.close(make_arm_views(plan, ODD), "FINISHED", None)
+    seen = read_mlflow()
+    assert seen.count_kinds() == {"study": 1, "arm": 2, "trial": 1}
+    for run in (seen.find_trial_run(view.trial), seen.find_arm_run("λ=1 / γ")):
         assert {encode_name(name): value for name, value in ODD.items()}.items() <= (
             run.data.metrics.items()
         )
@@ -91,68 +91,72 @@ def test_all_of_a_study_with_odd_names_is_shown(tracker, plan, finish, shown, wo
     before = [(run.info.run_id, run.data.tags, run.data.metrics) for run in seen.runs]
     again = InlineTracker(workdir, None)
     again.open(plan, [view])
-    again.close(arm_views(plan, ODD), "FINISHED", None)
+    again.close(make_arm_views(plan, ODD), "FINISHED", None)
     assert sorted(before) == sorted(
-        (run.info.run_id, run.data.tags, run.data.metrics) for run in shown().runs
+        (run.info.run_id, run.data.tags, run.data.metrics) for run in read_mlflow().runs
     )
 
 
-def test_texts_may_be_long_or_odd(tracker, plan, finish, shown):
+def test_texts_may_be_long_or_odd(tracker, plan, finish_trial, read_mlflow):
     trial = plan.arms[0].trials[0]
     reason = "no file 'caf\udce9': " + "x" * 9000  # a name that is no UTF-8, as Python has it
     tracker.open(plan, [])
-    tracker.show(finish(trial, status="FAILED", reason=reason))
-    run = shown().trial(trial)
+    tracker.show(finish_trial(trial, status="FAILED", reason=reason))
+    run = read_mlflow().find_trial_run(trial)
     assert run.info.status == "FAILED"
     assert run.data.tags["chip.reason"].startswith("no file 'caf\N{REPLACEMENT CHARACTER}': xxx")
     assert len(run.data.tags["chip.reason"]) == 8000
 
 
-def test_a_question_of_a_page_and_many_tags_go_in_several_requests(plan_of, tracker, finish, shown):
+def test_a_question_of_a_page_and_many_tags_go_in_several_requests(
+    plan_of, tracker, finish_trial, read_mlflow
+):
     plan = plan_of(STUDY.replace("Which?", "Which " + "one " * 4000))
-    view = finish(
+    view = finish_trial(
         plan.arms[0].trials[0],
         metadata={f"report/bench{n}": {"n": n, "said": "é" * 1000} for n in range(150)},
     )
     tracker.open(plan, [view])
-    [study] = shown().of("study")
+    [study] = read_mlflow().list_runs("study")
     assert study.data.tags["mlflow.note.content"].startswith("Which one one")
-    tags = shown().trial(view.trial).data.tags
+    tags = read_mlflow().find_trial_run(view.trial).data.tags
     assert sum(tag.startswith("chip.scored.") for tag in tags) == 150
 
 
 def test_one_metric_that_is_refused_stops_nothing(
-    tracker, plan, finish, shown, monkeypatch, caplog
+    tracker, plan, finish_trial, read_mlflow, monkeypatch, caplog
 ):
     trial, other = plan.arms[0].trials
     behind = Tracker(tracker)
     behind.first_pause = 0.01
     behind.open(plan, [])
     behind.confirm()
-    asked = refusing(tracker, monkeypatch, "lab/bad", "train/grad_norm")
+    asked = refuse_keys(tracker, monkeypatch, "lab/bad", "train/grad_norm")
     figures = {"lab/bad": 1.0, "lab/good": 2.0, "shapes/chair_i": 3.0}
     for done in (trial, other):
-        behind.show(finish(done, metrics=figures))
-    behind.close(arm_views(plan, figures), "FINISHED", None)
+        behind.show(finish_trial(done, metrics=figures))
+    behind.close(make_arm_views(plan, figures), "FINISHED", None)
     assert behind.state().pending is None
     assert set(behind.state().refused) == {"metric lab/bad", "metric train/grad_norm"}
     assert "Invalid value 'lab/bad'" in behind.state().refused["metric lab/bad"]
-    seen = shown()
-    assert {run.info.status for run in seen.of("study") + seen.of("arm")} == {"FINISHED"}
+    seen = read_mlflow()
+    assert {run.info.status for run in seen.list_runs("study") + seen.list_runs("arm")} == {
+        "FINISHED"
+    }
     for done in (trial, other):
-        run = seen.trial(done)
+        run = seen.find_trial_run(done)
         assert run.info.status == "FINISHED"
         assert run.data.metrics["lab/good"] == 2.0
         assert run.data.metrics["train/loss"] == 3.0  # its last step is 3
         assert "lab/bad" not in run.data.metrics
-        assert len(seen.history(run, "train/loss")) == 3
+        assert len(seen.read_history(run, "train/loss")) == 3
     told = [record.message for record in caplog.records if "lab/bad" in record.message]
     assert len(told) == 1  # however many runs have it
     bad = [one for one in asked if any(e.key == "lab/bad" for e in one.get("metrics", []))]
     assert len(bad) == 2 * 4  # a run each: with the rest, and alone; not again
 
 
-def test_a_tag_that_is_refused_makes_the_run_all_the_same(tracker, plan, shown, monkeypatch):
+def test_a_tag_that_is_refused_makes_the_run_all_the_same(tracker, plan, read_mlflow, monkeypatch):
     tracker.open(plan, [])
     made = tracker.store._client.create_run
 
@@ -162,14 +166,16 @@ def test_a_tag_that_is_refused_makes_the_run_all_the_same(tracker, plan, shown, 
         return made(experiment, start, tags)
 
     monkeypatch.setattr(tracker.store._client, "create_run", create_run)
-    refusing(tracker, monkeypatch, "chip.study")
-    tracker.show(running(plan.arms[0].trials[0], [Path("nowhere")]))
-    run = shown().trial(plan.arms[0].trials[0])
+    refuse_keys(tracker, monkeypatch, "chip.study")
+    tracker.show(make_running_view(plan.arms[0].trials[0], [Path("nowhere")]))
+    run = read_mlflow().find_trial_run(plan.arms[0].trials[0])
     assert run.data.tags["chip.seed"] == "0"
     assert set(tracker.state().refused) == {"tag chip.study"}
 
 
-def test_a_file_that_is_refused_leaves_the_others(tracker, plan, tmp_path, shown, monkeypatch):
+def test_a_file_that_is_refused_leaves_the_others(
+    tracker, plan, tmp_path, read_mlflow, monkeypatch
+):
     report = tmp_path / "report"
     (report / "figures").mkdir(parents=True)
     for name in ("report.html", "figures/a.png", "figures/bad.png"):
@@ -189,10 +195,10 @@ def test_a_file_that_is_refused_leaves_the_others(tracker, plan, tmp_path, shown
     monkeypatch.setattr(client, "log_artifacts", log_artifacts)
     monkeypatch.setattr(client, "log_artifact", log_artifact)
     tracker.close([], "FINISHED", report)
-    [study] = shown().of("study")
+    [study] = read_mlflow().list_runs("study")
     assert study.info.status == "FINISHED"
-    assert shown().files(study, "report") == ["report/figures", "report/report.html"]
-    assert shown().files(study, "report/figures") == ["report/figures/a.png"]
+    assert read_mlflow().list_files(study, "report") == ["report/figures", "report/report.html"]
+    assert read_mlflow().list_files(study, "report/figures") == ["report/figures/a.png"]
     assert set(tracker.state().refused) == {"file report/figures/bad.png"}
 
 
@@ -213,9 +219,11 @@ def test_a_store_that_takes_nothing_is_no_refusal(tracker, plan, monkeypatch):
 
 
 def test_a_trial_that_cannot_be_shown_leaves_the_others(
-    tracker, workdir, plan, finish, shown, monkeypatch, caplog
+    tracker, workdir, plan, finish_trial, read_mlflow, monkeypatch, caplog
 ):
-    one, other = (finish(trial, metrics={"m": m}) for m, trial in enumerate(plan.arms[0].trials))
+    one, other = (
+        finish_trial(trial, metrics={"m": m}) for m, trial in enumerate(plan.arms[0].trials)
+    )
     original, tries = MlflowStore.log_points, []
 
     def failing(self: MlflowStore, run: Any, points: Any) -> None:
@@ -232,8 +240,8 @@ def test_a_trial_that_cannot_be_shown_leaves_the_others(
     behind.show(one)
     behind.show(other)
     behind.close([], "FINISHED", None)
-    assert shown().trial(other.trial).info.status == "FINISHED"
-    assert shown().of("study")[0].info.status == "FINISHED"
+    assert read_mlflow().find_trial_run(other.trial).info.status == "FINISHED"
+    assert read_mlflow().list_runs("study")[0].info.status == "FINISHED"
     assert len(tries) == 2  # the run might have been gone
     waits = PendingRuns(reason="the store says no", trials=(one.trial.name,), study=False)
     assert behind.state().pending == waits
@@ -246,7 +254,7 @@ def test_a_trial_that_cannot_be_shown_leaves_the_others(
     again = InlineTracker(workdir)
     again.open(plan, [one, other])
     assert again.state().pending is None
-    assert shown().trial(one.trial).data.metrics["m"] == 0.0
+    assert read_mlflow().find_trial_run(one.trial).data.metrics["m"] == 0.0
 
 
 def test_a_curve_of_long_names_goes_in_requests_that_are_small_enough(workdir, monkeypatch):
@@ -275,10 +283,10 @@ def test_a_curve_of_long_names_goes_in_requests_that_are_small_enough(workdir, m
 
 
 def test_a_curves_true_names_are_there_although_they_were_lost_once(
-    tracker, plan, attempt, shown, monkeypatch
+    tracker, plan, write_attempt, read_mlflow, monkeypatch
 ):
     trial = plan.arms[0].trials[0]
-    folder = attempt(trial, steps=1)
+    folder = write_attempt(trial, steps=1)
     point = {"step": 2, "time": 1002.0, "figures": {"right@1": 1.0}}
     with (folder / "curves.jsonl").open("a") as file:
         file.write(json.dumps(point) + "\n")
@@ -293,14 +301,14 @@ def test_a_curves_true_names_are_there_although_they_were_lost_once(
 
         lost.setattr(tracker.store._client, "log_batch", log_batch)
         with pytest.raises(StoreUnavailable):
-            tracker.show(running(trial, [folder]))
-    tracker.show(running(trial, [folder]))
+            tracker.show(make_running_view(trial, [folder]))
+    tracker.show(make_running_view(trial, [folder]))
     name = encode_name("train/right@1")
-    data = shown().trial(trial).data
+    data = read_mlflow().find_trial_run(trial).data
     assert (data.metrics[name], data.tags[f"chip.name.{name[-16:]}"]) == (1.0, "train/right@1")
 
 
-def test_a_run_name_is_no_longer_than_its_column(tracker, plan, finish, shown):
+def test_a_run_name_is_no_longer_than_its_column(tracker, plan, finish_trial, read_mlflow):
     store = tracker.store
     tracker.open(plan, [])
     name = "objective=chip, " * 30
@@ -324,14 +332,12 @@ def test_the_end_says_what_is_not_taken():
     ]
 
 
-def test_sync_shows_the_rest_and_succeeds(tracker, plan, finish, monkeypatch, capsys):
+def test_sync_shows_the_rest_and_succeeds(tracker, plan, finish_trial, monkeypatch, capsys):
     class Found:
         study, trials, address, refused = "small", 3, "there", {"metric m": "Invalid value"}
 
     monkeypatch.setattr("orchestrator.runner.sync.find_snapshots", lambda workdir, names: [Found])
     monkeypatch.setattr("orchestrator.runner.sync.sync_study", lambda kept, workdir, tracker: Found)
     monkeypatch.setattr("orchestrator.tracking.attachments.reattach_files", lambda *words: None)
-    with pytest.raises(SystemExit) as ended:
-        main(["sync"])
-    assert ended.value.code == 0
+    assert run_program("sync") == 0
     assert "small: all tracked but what MLflow rejects: metric m" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from rich.console import Console
 from orchestrator.run import run_study
 
 from ..fakes import FakeExecutor, InlineTracker
-from ..tuned import STUDY
+from ..tuned_study import STUDY
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -28,39 +28,42 @@ def run(plan, workdir):
     )
 
 
-def test_search_runs_are_shown_as_what_they_are(plan_of, workdir, shown, judged):
-    judged(lambda job: job.config.optimizer.lr * 1e5 + job.config.seed % 1000)
+def test_search_runs_are_shown_as_what_they_are(plan_of, workdir, read_mlflow, set_trial_metric):
+    set_trial_metric(lambda job: job.config.optimizer.lr * 1e5 + job.config.seed % 1000)
     run(plan_of(SMALL), workdir)
-    found = shown("tuned")
-    assert found.kinds() == ALL
+    found = read_mlflow("tuned")
+    assert found.count_kinds() == ALL
     assert {run.info.status for run in found.runs} == {"FINISHED"}
-    arms = {run.info.run_id: run for run in found.of("arm")}
-    for search in found.of("search"):
+    arms = {run.info.run_id: run for run in found.list_runs("arm")}
+    for search in found.list_runs("search"):
         assert search.data.tags["mlflow.parentRunId"] in arms
         assert search.data.tags["chip.seed"] == "1000"
         won = search.data.params["optimizer.lr"] == "1e-5"
         assert search.data.tags["chip.chosen"] == str(won).lower()
         assert list(search.data.metrics) == ["select/shapes/chair_i", "timing/train"]
-    assert Counter(run.data.tags["chip.search"] for run in found.of("search")) == {"1": 2, "2": 2}
+    assert Counter(run.data.tags["chip.search"] for run in found.list_runs("search")) == {
+        "1": 2,
+        "2": 2,
+    }
     for arm in arms.values():
         assert arm.data.params["optimizer.lr"] == "1e-5"
         assert arm.data.metrics["shapes/chair_i"] == 1.0  # of the seed alone: 1e-5 * 1e5 + 0
         assert not [name for name in arm.data.metrics if name.startswith("select/")]
-    assert {run.data.params["optimizer.lr"] for run in found.of("trial")} == {"1e-5"}
+    assert {run.data.params["optimizer.lr"] for run in found.list_runs("trial")} == {"1e-5"}
 
 
 def test_a_rerun_makes_no_run_and_a_new_winner_takes_the_seeds_place(
-    plan_of, workdir, shown, judged
+    plan_of, workdir, read_mlflow, set_trial_metric
 ):
-    judged(lambda job: job.config.optimizer.lr * 1e5)
+    set_trial_metric(lambda job: job.config.optimizer.lr * 1e5)
     run(plan_of(SMALL), workdir)
-    before = {run.info.run_id for run in shown("tuned").runs}
+    before = {run.info.run_id for run in read_mlflow("tuned").runs}
     run(plan_of(SMALL), workdir)
-    assert {run.info.run_id for run in shown("tuned").runs} == before
+    assert {run.info.run_id for run in read_mlflow("tuned").runs} == before
     run(plan_of(SMALL.replace("[1e-5, 1e-4]", "[1e-5, 1e-4, 1e-6]")), workdir)
-    found = shown("tuned")
-    assert found.kinds() == {
+    found = read_mlflow("tuned")
+    assert found.count_kinds() == {
         **ALL, "search": 6, "superseded arm": 2, "superseded trial": 2
     }  # fmt: skip
-    assert {run.data.params["optimizer.lr"] for run in found.of("arm")} == {"1e-6"}
-    assert {run.data.params["optimizer.lr"] for run in found.of("trial")} == {"1e-6"}
+    assert {run.data.params["optimizer.lr"] for run in found.list_runs("arm")} == {"1e-6"}
+    assert {run.data.params["optimizer.lr"] for run in found.list_runs("trial")} == {"1e-6"}

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from benchmarks.stores import contents, differences
+from benchmarks.stores import find_differences, read_contents
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import append_record
 from orchestrator.cli import cli
@@ -43,7 +43,7 @@ NOWHERE = "http://127.0.0.1:9"
 
 
 @dataclass
-class Learning(FakeExecutor):
+class CurveWritingExecutor(FakeExecutor):
     """Leaves curves and responses too; dies within a trial once its curve has begun."""
 
     def run(
@@ -74,17 +74,17 @@ def plan(load: Callable[..., Study]) -> Plan:
 
 
 @pytest.fixture
-def other(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def other_store(tmp_path: Path, migrated_database: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URI of a second store, which saw nothing."""
     monkeypatch.chdir(tmp_path)  # where a database without a server puts artifacts
-    shutil.copyfile(migrated, tmp_path / "other.db")
+    shutil.copyfile(migrated_database, tmp_path / "other.db")
     return f"sqlite:///{tmp_path}/other.db"
 
 
 def run(plan: Plan, workdir: Path, uri: str | None = None, **given: object) -> Tracker:
     tracker = Tracker(MlflowProjection(workdir, uri))
     tracker.first_pause, tracker.patience = 0.05, 5.0
-    executor = Learning(**given)  # type: ignore[arg-type]
+    executor = CurveWritingExecutor(**given)  # type: ignore[arg-type]
     outcome = run_study(
         plan,
         workdir=workdir,
@@ -102,30 +102,30 @@ def sync(workdir: Path, uri: str | None) -> None:
 
 
 def test_a_store_that_missed_all_of_it_equals_one_that_was_up(
-    plan: Plan, workdir: Path, other: str
+    plan: Plan, workdir: Path, other_store: str
 ) -> None:
     # A failure and Ctrl-C, then a run that ends well but for the failure.
-    run(plan, workdir, failures={FAILS: "the loss is nan"}, dies_before=KILLED)
+    run(plan, workdir, failures={FAILS: "the loss is nan"}, interrupt_before=KILLED)
     run(plan, workdir, failures={FAILS: "the loss is nan"})
-    up = contents(f"sqlite:///{workdir}/mlflow.db", "small")
+    up = read_contents(f"sqlite:///{workdir}/mlflow.db", "small")
     assert {run["status"] for run in up.values()} == {"FINISHED", "FAILED"}
     assert up["trial objective=dpo 1"]["metrics"]["train/loss"] == [
         (step, 1_000_000 + 1000 * step, 1 / step) for step in (1, 2, 3)
     ]
-    sync(workdir, other)
-    assert differences(contents(other, "small"), up) == []
-    sync(workdir, other)  # once more: nothing is there twice
-    assert differences(contents(other, "small"), up) == []
+    sync(workdir, other_store)
+    assert find_differences(read_contents(other_store, "small"), up) == []
+    sync(workdir, other_store)  # once more: nothing is there twice
+    assert find_differences(read_contents(other_store, "small"), up) == []
 
 
 def test_a_study_that_was_stopped_is_shown_as_stopped(
-    plan: Plan, workdir: Path, other: str
+    plan: Plan, workdir: Path, other_store: str
 ) -> None:
-    run(plan, workdir, dies_before=KILLED)
-    up = contents(f"sqlite:///{workdir}/mlflow.db", "small")
+    run(plan, workdir, interrupt_before=KILLED)
+    up = read_contents(f"sqlite:///{workdir}/mlflow.db", "small")
     assert up["study"]["status"] == "KILLED"
-    sync(workdir, other)
-    assert differences(contents(other, "small"), up) == []
+    sync(workdir, other_store)
+    assert find_differences(read_contents(other_store, "small"), up) == []
 
 
 def test_a_study_without_a_server_is_whole_after_sync(plan: Plan, workdir: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_study_without_a_server_is_whole_after_sync(plan: Plan, workdir: Path)
     assert waiting is not None
     assert sorted(waiting.trials) == sorted(["base", *(trial.name for trial in plan.trials[1:])])
     sync(workdir, None)
-    shown = contents(f"sqlite:///{workdir}/mlflow.db", "small")
+    shown = read_contents(f"sqlite:///{workdir}/mlflow.db", "small")
     assert len(shown) == 1 + 1 + 2 + 4  # study, base, arms, (arm, seed)
     assert {run["status"] for run in shown.values()} == {"FINISHED"}
     assert "report/report.html" in shown["study"]["artifacts"]
@@ -142,14 +142,14 @@ def test_a_study_without_a_server_is_whole_after_sync(plan: Plan, workdir: Path)
     assert shown["arm objective=dpo"]["metrics"]["shapes/chair_i"][0][2] == 10.5
 
 
-def test_a_store_that_saw_half_is_completed(plan: Plan, workdir: Path, other: str) -> None:
-    run(plan, workdir, dies_before=KILLED)
+def test_a_store_that_saw_half_is_completed(plan: Plan, workdir: Path, other_store: str) -> None:
+    run(plan, workdir, interrupt_before=KILLED)
     half = workdir.parent / "half.db"
     shutil.copyfile(workdir / "mlflow.db", half)
     run(plan, workdir)
-    up = contents(f"sqlite:///{workdir}/mlflow.db", "small")
+    up = read_contents(f"sqlite:///{workdir}/mlflow.db", "small")
     sync(workdir, f"sqlite:///{half}")
-    assert differences(contents(f"sqlite:///{half}", "small"), up) == []
+    assert find_differences(read_contents(f"sqlite:///{half}", "small"), up) == []
 
 
 def test_a_locked_database_stops_nothing(
@@ -164,7 +164,7 @@ def test_a_locked_database_stops_nothing(
     outcome = run_study(
         plan,
         workdir=workdir,
-        executor=Learning,
+        executor=CurveWritingExecutor,
         tracker=tracker,
         console=Console(quiet=True),
     )
@@ -173,12 +173,12 @@ def test_a_locked_database_stops_nothing(
     assert "locked" in outcome.waiting.reason
     holder.close()
     sync(workdir, None)
-    shown = contents(f"sqlite:///{workdir}/mlflow.db", "small")
+    shown = read_contents(f"sqlite:///{workdir}/mlflow.db", "small")
     assert {run["status"] for run in shown.values()} == {"FINISHED"}
 
 
 def test_what_was_attached_from_beside_is_shown_again(
-    plan: Plan, workdir: Path, other: str
+    plan: Plan, workdir: Path, other_store: str
 ) -> None:
     run(plan, workdir)
     attached = StudyAttachment(
@@ -187,9 +187,9 @@ def test_what_was_attached_from_beside_is_shown_again(
     said = attach_files(workdir, NOWHERE, "small", attached)
     assert said is not None
     assert "chip-ablate sync small" in said
-    sync(workdir, other)
-    reattach_files(workdir, other, "small")
-    shown = contents(other, "small")
+    sync(workdir, other_store)
+    reattach_files(workdir, other_store, "small")
+    shown = read_contents(other_store, "small")
     assert [point[2] for point in shown["study"]["metrics"]["human/win"]] == [50.0]
     arm = shown["arm objective=dpo"]["metrics"]["representation/far"]
     assert [point[2] for point in arm] == [2.0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -15,6 +15,8 @@ from orchestrator.tracking.address import StoreUnavailable
 from orchestrator.tracking.projection import MlflowProjection
 from orchestrator.tracking.tracker import Tracker
 
+from .conftest import wait_until
+
 PLAN: Any = SimpleNamespace(study=SimpleNamespace(name="small"))
 QUICK = {
     "begin_within": 5.0, "patience": 0.3, "first_pause": 0.01, "longest_pause": 0.02,
@@ -22,7 +24,7 @@ QUICK = {
 }  # fmt: skip
 
 
-class Store:
+class StubProjection:
     """A tracker whose store is as the test wants it; notes what is new each time."""
 
     def __init__(
@@ -75,14 +77,14 @@ def make_tracker(store: Any, **settings: float) -> Tracker:
     return tracker
 
 
-def view(name: str, status: str = "FINISHED") -> Any:
+def make_view(name: str, status: str = "FINISHED") -> Any:
     return SimpleNamespace(trial=SimpleNamespace(name=name), status=status, key=name)
 
 
-def run_through(tracker: Tracker, names: Sequence[str] = ("a", "b")) -> None:
+def show_trials(tracker: Tracker, names: Sequence[str] = ("a", "b")) -> None:
     for name in names:
-        tracker.show(view(name, "RUNNING"))
-        tracker.show(view(name))
+        tracker.show(make_view(name, "RUNNING"))
+        tracker.show(make_view(name))
 
 
 #: A trial that has ended by the time it is shown is not shown as running.
@@ -90,12 +92,12 @@ ALL = ["open", "FINISHED a", "FINISHED b", "close FINISHED"]
 
 
 def test_everything_arrives_in_order_and_is_there_after_the_end() -> None:
-    store = Store()
+    store = StubProjection()
     tracker = make_tracker(store)
     tracker.open(PLAN, [])
-    run_through(tracker)
+    show_trials(tracker)
     tracker.close([], "FINISHED", None)
-    assert _ends(store.taken) == ALL
+    assert _list_endings(store.taken) == ALL
     assert tracker.state().pending is None
     assert tracker.state().compare == "compare"
 
@@ -103,14 +105,14 @@ def test_everything_arrives_in_order_and_is_there_after_the_end() -> None:
 def test_a_store_that_is_away_at_the_start_and_comes_back_misses_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    store = Store(trouble=StoreUnavailable("nobody there"))
+    store = StubProjection(trouble=StoreUnavailable("nobody there"))
     tracker = make_tracker(store)
     tracker.open(PLAN, [])
-    run_through(tracker)
-    _until(lambda: store.tries > 3)
+    show_trials(tracker)
+    wait_until(lambda: store.tries > 3)
     store.trouble = None
     tracker.close([], "FINISHED", None)
-    assert _ends(store.taken) == ALL
+    assert _list_endings(store.taken) == ALL
     assert tracker.state().pending is None
     told = [record.message for record in caplog.records]
     assert len(told) == 1  # once, however often it was tried
@@ -118,15 +120,15 @@ def test_a_store_that_is_away_at_the_start_and_comes_back_misses_nothing(
 
 
 def test_a_store_that_stays_away_costs_nothing_and_what_waits_is_named() -> None:
-    store = Store()
+    store = StubProjection()
     tracker = make_tracker(store)
     tracker.open(PLAN, [])
-    tracker.show(view("a", "RUNNING"))
-    tracker.show(view("a"))
-    _until(lambda: _ends(store.taken) == ALL[:2])
+    tracker.show(make_view("a", "RUNNING"))
+    tracker.show(make_view("a"))
+    wait_until(lambda: _list_endings(store.taken) == ALL[:2])
     store.trouble = StoreUnavailable("nobody there")
     began = time.monotonic()
-    run_through(tracker, ["b"])
+    show_trials(tracker, ["b"])
     assert time.monotonic() - began < 0.2
     tracker.close([], "FINISHED", None)
     waiting = tracker.state().pending
@@ -137,12 +139,12 @@ def test_a_store_that_stays_away_costs_nothing_and_what_waits_is_named() -> None
 
 def test_a_store_that_hangs_holds_up_nobody_but_the_end_for_a_while() -> None:
     released = threading.Event()
-    store = Store(hangs=released)
+    store = StubProjection(hangs=released)
     tracker = make_tracker(store, begin_within=0.05)
     began = time.monotonic()
-    tracker.open(PLAN, [view("done before")])
+    tracker.open(PLAN, [make_view("done before")])
     tracker.confirm()
-    run_through(tracker)
+    show_trials(tracker)
     assert time.monotonic() - began < 2  # 0.05 s for the first answer, on a busy machine
     tracker.close([], "FINISHED", None)
     assert time.monotonic() - began < 4  # and 0.3 s of patience
@@ -154,7 +156,7 @@ def test_a_store_that_hangs_holds_up_nobody_but_the_end_for_a_while() -> None:
 
 
 def test_a_store_that_is_slow_but_answers_is_waited_for() -> None:
-    class Slow(Store):
+    class Slow(StubProjection):
         def _take(self, what: str) -> None:
             time.sleep(0.15)  # of a patience of 0.3 s an answer; six answers take 0.9 s
             super()._take(what)
@@ -162,15 +164,15 @@ def test_a_store_that_is_slow_but_answers_is_waited_for() -> None:
     store = Slow()
     tracker = make_tracker(store, patience=2.0)
     tracker.open(PLAN, [])
-    run_through(tracker)
+    show_trials(tracker)
     tracker.close([], "FINISHED", None)
-    assert _ends(store.taken) == ALL
+    assert _list_endings(store.taken) == ALL
 
 
 def test_an_address_that_is_wrong_is_told_before_anything_runs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    tracker = make_tracker(Store(trouble=UserError("fix it")), patience=60.0)
+    tracker = make_tracker(StubProjection(trouble=UserError("fix it")), patience=60.0)
     tracker.open(PLAN, [])
     with pytest.raises(UserError, match="fix it"):
         tracker.confirm()
@@ -182,7 +184,7 @@ def test_an_address_that_is_wrong_is_told_before_anything_runs(
 
 def test_a_store_opens_while_something_else_starts() -> None:
     released = threading.Event()
-    store = Store(hangs=released)
+    store = StubProjection(hangs=released)
     tracker = make_tracker(store, begin_within=60.0)
     began = time.monotonic()
     tracker.open(PLAN, [])
@@ -195,11 +197,11 @@ def test_a_store_opens_while_something_else_starts() -> None:
 
 
 def test_what_goes_wrong_later_ends_no_study() -> None:
-    store = Store()
+    store = StubProjection()
     tracker = make_tracker(store)
     tracker.open(PLAN, [])
     store.trouble = RuntimeError("a mistake of ours")
-    run_through(tracker)
+    show_trials(tracker)
     tracker.close([], "FINISHED", None)
     waiting = tracker.state().pending
     assert waiting is not None
@@ -207,33 +209,26 @@ def test_what_goes_wrong_later_ends_no_study() -> None:
 
 
 def test_a_check_tells_what_is_wrong_and_waits_for_nobody() -> None:
-    Tracker(Store()).check()
-    Tracker(Store(trouble=StoreUnavailable("nobody there"))).check()
+    Tracker(StubProjection()).check()
+    Tracker(StubProjection(trouble=StoreUnavailable("nobody there"))).check()
     with pytest.raises(UserError, match="fix it"):
-        Tracker(Store(trouble=UserError("fix it"))).check()
+        Tracker(StubProjection(trouble=UserError("fix it"))).check()
     released = threading.Event()
     began = time.monotonic()
-    make_tracker(Store(hangs=released), begin_within=0.05).check()
+    make_tracker(StubProjection(hangs=released), begin_within=0.05).check()
     assert time.monotonic() - began < 2
     released.set()
 
 
 def test_curves_are_followed_while_nothing_else_changes() -> None:
-    store = Store()
+    store = StubProjection()
     tracker = make_tracker(store, follow_every=0.01)
     tracker.open(PLAN, [])
-    _until(lambda: store.followed > 3)
+    wait_until(lambda: store.followed > 3)
     tracker.close([], "FINISHED", None)
     assert store.taken == ["open", "close FINISHED"]
     assert not tracker._thread.join(10) and not tracker._thread.is_alive()
 
 
-def _ends(shown: Sequence[str]) -> list[str]:
+def _list_endings(shown: Sequence[str]) -> list[str]:
     return [what for what in shown if not what.startswith("RUNNING")]
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    due = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < due
-        time.sleep(0.005)

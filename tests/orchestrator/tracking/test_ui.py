@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.cli import main
+from ..program import run_program
 
 PROGRAM = [sys.executable, "-c", "from orchestrator.cli import program; program()", "ui"]
 
@@ -27,7 +27,7 @@ def port() -> int:
 
 
 @pytest.fixture
-def start(workdir: Path) -> Iterator[Callable[[int], subprocess.Popen[str]]]:
+def start_ui(workdir: Path) -> Iterator[Callable[[int], subprocess.Popen[str]]]:
     """Start `chip-ablate ui` as a process of its own, ended if the test does not."""
     begun: list[subprocess.Popen[str]] = []
 
@@ -47,10 +47,8 @@ def start(workdir: Path) -> Iterator[Callable[[int], subprocess.Popen[str]]]:
             process.communicate()
 
 
-def refused(workdir: Path, port: int, capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main(["ui", "--workdir", str(workdir), "--port", str(port)])
-    assert ended.value.code == 2
+def expect_refusal(workdir: Path, port: int, capsys: pytest.CaptureFixture[str]) -> str:
+    assert run_program("ui", "--workdir", workdir, "--port", port) == 2
     said = capsys.readouterr()
     assert said.out == ""
     [line] = said.err.splitlines()
@@ -59,12 +57,12 @@ def refused(workdir: Path, port: int, capsys: pytest.CaptureFixture[str]) -> str
 
 @pytest.mark.e2e
 def test_two_processes_serve_the_page_and_none_is_left(
-    start: Callable[[int], subprocess.Popen[str]],
+    start_ui: Callable[[int], subprocess.Popen[str]],
     port: int,
     workdir: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    ui = start(port)
+    ui = start_ui(port)
     assert ui.stdout is not None
     # The line comes when the page answers: it is asked once.
     assert (
@@ -84,7 +82,7 @@ def test_two_processes_serve_the_page_and_none_is_left(
     }
     assert places == {"127.0.0.1"}
     # Another one in its place is told so, whose address it would be.
-    assert "Address already in use" in refused(workdir, port, capsys)
+    assert "Address already in use" in expect_refusal(workdir, port, capsys)
     ui.send_signal(signal.SIGTERM)
     assert ui.wait(30) == 0
     assert ui.stdout.read() == ""
@@ -95,9 +93,9 @@ def test_two_processes_serve_the_page_and_none_is_left(
 
 @pytest.mark.e2e
 def test_ctrl_c_while_it_starts_leaves_nothing(
-    start: Callable[[int], subprocess.Popen[str]], port: int
+    start_ui: Callable[[int], subprocess.Popen[str]], port: int
 ) -> None:
-    ui = start(port)
+    ui = start_ui(port)
     own = psutil.Process(ui.pid)
     due = time.monotonic() + 60
     while not own.children(recursive=True):
@@ -116,7 +114,7 @@ def test_a_port_that_another_program_has_is_told(
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
         other.listen()
-        line = refused(workdir, port, capsys)
+        line = expect_refusal(workdir, port, capsys)
     assert f"--port {port}: cannot be used (Address already in use)" in line
     assert "give another --port" in line
 
@@ -125,9 +123,7 @@ def test_an_address_that_is_not_ours_is_told(
     workdir: Path, port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for host in ("192.0.2.1", "no host", "a..b"):  # the first is for documentation alone
-        with pytest.raises(SystemExit) as ended:
-            main(["ui", "--workdir", str(workdir), "--port", str(port), "--host", host])
-        assert ended.value.code == 2
+        assert run_program("ui", "--workdir", workdir, "--port", port, "--host", host) == 2
         [line] = capsys.readouterr().err.splitlines()
         assert f"--host {host} --port {port}: cannot be used" in line
 
@@ -135,9 +131,9 @@ def test_an_address_that_is_not_ours_is_told(
 def test_runs_that_cannot_be_read_are_told(
     tmp_path: Path, port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "no runs in" in refused(tmp_path, port, capsys)
+    assert "no runs in" in expect_refusal(tmp_path, port, capsys)
     (tmp_path / "mlflow.db").write_text("no database at all, but long enough for a header" * 9)
-    assert "file is not a database" in refused(tmp_path, port, capsys)
+    assert "file is not a database" in expect_refusal(tmp_path, port, capsys)
 
 
 def test_a_server_that_ends_by_itself_is_told_in_its_own_words(
@@ -145,6 +141,6 @@ def test_a_server_that_ends_by_itself_is_told_in_its_own_words(
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/sh")
     # `/bin/sh -m mlflow …`: a shell that finds no script of that name
-    line = refused(workdir, port, capsys)
+    line = expect_refusal(workdir, port, capsys)
     assert "MLflow's server has ended: " in line
     assert "mlflow" in line

@@ -41,7 +41,7 @@ ROW: dict[str, Any] = {
 ALL = RowRequirements(other=True, second_image=True, columns=("clip_scores", "opa_scores"))
 
 
-def source(folder: Path, *rows: dict[str, Any]) -> DataConfig:
+def write_source(folder: Path, *rows: dict[str, Any]) -> DataConfig:
     for name, colour in (("a.png", "red"), ("b.png", "blue")):
         Image.new("RGB", (8, 8), colour).save(folder / name)
     (folder / "broken.png").write_bytes(b"no picture")
@@ -50,8 +50,8 @@ def source(folder: Path, *rows: dict[str, Any]) -> DataConfig:
     return DataConfig(source=str(file))
 
 
-def test_what_is_asked_is_read(tmp_path: Path) -> None:
-    (pair,) = load_pairs(source(tmp_path, ROW), requirements=ALL)
+def test_columns_that_an_objective_reads_are_read(tmp_path: Path) -> None:
+    (pair,) = load_pairs(write_source(tmp_path, ROW), requirements=ALL)
     assert (pair.other, pair.second_prompt) == ("A grey cat.", "What is that?")
     assert pair.second_image is not None
     assert pair.second_image.getpixel((0, 0)) == (0, 0, 255)
@@ -68,13 +68,13 @@ def test_what_is_asked_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_third_response_is_read_as_trl_writes_responses(tmp_path: Path, said: Any) -> None:
-    (pair,) = load_pairs(source(tmp_path, {**ROW, "other": said}), requirements=ALL)
+    (pair,) = load_pairs(write_source(tmp_path, {**ROW, "other": said}), requirements=ALL)
     assert pair.other == "A grey cat."
 
 
-def test_what_is_not_asked_is_let_be(tmp_path: Path) -> None:
+def test_columns_that_no_objective_reads_are_ignored(tmp_path: Path) -> None:
     wrong = {"other": 7, "second_image": "broken.png", "clip_scores": "x"}
-    (pair,) = load_pairs(source(tmp_path, {**ROW, **wrong}))
+    (pair,) = load_pairs(write_source(tmp_path, {**ROW, **wrong}))
     assert (pair.other, pair.second_image, dict(pair.scores)) == (None, None, {})
 
 
@@ -110,7 +110,7 @@ def test_what_is_not_asked_is_let_be(tmp_path: Path) -> None:
     ],
 )
 def test_a_row_that_lacks_it_is_bad(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
-    data = source(tmp_path, ROW, {**ROW, **change, "id": "2"})
+    data = write_source(tmp_path, ROW, {**ROW, **change, "id": "2"})
     good, bad = check_rows(open_source(data), requirements=ALL)
     assert isinstance(good, ValidRow) and isinstance(bad, BadRow)
     assert bad.location.row == 2 and bad.reason.startswith(reason)
@@ -118,7 +118,7 @@ def test_a_row_that_lacks_it_is_bad(tmp_path: Path, change: dict[str, Any], reas
         load_pairs(data, requirements=ALL)
 
 
-def test_what_objectives_ask() -> None:
+def test_objectives_name_the_columns_that_they_read() -> None:
     def asked(preset: str) -> list[str]:
         return row_requirements(ObjectiveConfig.model_validate(preset)).names
 
@@ -134,6 +134,6 @@ def test_the_embedded_world_has_none_of_it(tmp_path: Path) -> None:
     reason = find_objective_problem(shapes, symmpo)
     assert reason is not None and "symmpo reads other, second_image of each row" in reason
     assert find_objective_problem(shapes, ObjectiveConfig()) is None
-    assert find_objective_problem(source(tmp_path, ROW), symmpo) is None
+    assert find_objective_problem(write_source(tmp_path, ROW), symmpo) is None
     with pytest.raises(TrialError, match="have no other, second_image"):
         load_pairs(shapes, requirements=row_requirements(symmpo))

@@ -25,7 +25,7 @@ MESSAGES = {
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
-def source(folder: Path, *rows: dict[str, Any]) -> DataConfig:
+def write_source(folder: Path, *rows: dict[str, Any]) -> DataConfig:
     for name in ("red", "blue"):
         Image.new("RGB", (8, 8), name).save(folder / f"{name}.png")
     (folder / "broken.png").write_bytes(b"no picture")
@@ -48,8 +48,8 @@ def source(folder: Path, *rows: dict[str, Any]) -> DataConfig:
         ({**ROW, "rejected": "A cat."}, "jsonl"),  # one response, two images
     ],
 )  # fmt: skip
-def test_each_response_has_its_own(tmp_path: Path, row: dict[str, Any], name: str) -> None:
-    data = source(tmp_path, row)
+def test_each_response_has_its_own_image(tmp_path: Path, row: dict[str, Any], name: str) -> None:
+    data = write_source(tmp_path, row)
     (pair,) = load_pairs(data)
     assert open_source(data).format.name == name
     assert pair.own_image is not None and pair.rejected_image is not None
@@ -57,10 +57,10 @@ def test_each_response_has_its_own(tmp_path: Path, row: dict[str, Any], name: st
     assert pair.own_image.getpixel((0, 0)) == pair.rejected_image.getpixel((0, 0)) == BLUE
 
 
-def test_other_rows_have_one_for_both(tmp_path: Path) -> None:
+def test_rows_without_own_images_have_one_for_both(tmp_path: Path) -> None:
     one = {**TEXTS, "image": "red.png", "rejected_image": "blue.png"}
     same = {**ROW, "rejected_image": "red.png"}
-    pairs = load_pairs(source(tmp_path, one, same, ROW))
+    pairs = load_pairs(write_source(tmp_path, one, same, ROW))
     assert [pair.own_image is None for pair in pairs] == [True, True, False]
 
 
@@ -81,13 +81,13 @@ def test_a_row_that_is_no_preference_is_bad(
     tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(TrialError) as raised:
-        load_pairs(source(tmp_path, ROW, {**ROW, **change}))
+        load_pairs(write_source(tmp_path, ROW, {**ROW, **change}))
     assert f"1 of 2 rows are bad: {tmp_path / 'rows.jsonl'} line 2: {reason}" in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_both_images_are_in_the_identity(tmp_path: Path) -> None:
-    data = source(tmp_path, ROW)
+    data = write_source(tmp_path, ROW)
     known = [identity(data)]
     for name in ("red", "blue"):
         Image.new("RGB", (8, 8), "green").save(tmp_path / f"{name}.png")
@@ -95,14 +95,14 @@ def test_both_images_are_in_the_identity(tmp_path: Path) -> None:
     assert len({one["images"] for one in known}) == 3
     # Such a row was bad once, and may have been skipped.
     assert known[0]["reading"] == 2
-    assert "reading" not in identity(source(tmp_path, {**TEXTS, "image": "red.png"}))
+    assert "reading" not in identity(write_source(tmp_path, {**TEXTS, "image": "red.png"}))
 
 
 def test_the_first_rows_say_whether_there_are_any(tmp_path: Path) -> None:
     one = {**TEXTS, "image": "red.png"}
-    data = open_source(source(tmp_path, one, one, ROW))
+    data = open_source(write_source(tmp_path, one, one, ROW))
     assert (data.has_separate_images(2), data.has_separate_images(3)) == (False, True)
     # as tables write a cell that is empty
     empty = {**one, "chosen_image": {"bytes": None, "path": None}}
-    data = source(tmp_path, empty)
+    data = write_source(tmp_path, empty)
     assert not open_source(data).has_separate_images(1) and "reading" not in identity(data)

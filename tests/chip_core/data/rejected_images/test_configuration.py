@@ -66,7 +66,7 @@ NUMBER = 3
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def plugin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "code"
     folder.mkdir()
     (folder / "my_images.py").write_text(OWN)
@@ -77,17 +77,19 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sys.modules.pop("my_images", None)
 
 
-def trial(rejected_image: Any) -> TrialConfig:
+def parse_trial(rejected_image: Any) -> TrialConfig:
     return parse_trial_config({"model": "shapes", "rejected_image": rejected_image}, "x.yaml")
 
 
-def mark(rejected_image: Any) -> str:
-    return fingerprint(training_identity(trial(rejected_image), {"content": "m"}, {"content": "d"}))
+def make_fingerprint(rejected_image: Any) -> str:
+    return fingerprint(
+        training_identity(parse_trial(rejected_image), {"content": "m"}, {"content": "d"})
+    )
 
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "inpaint"])
 def test_what_is_inert_follows_from_the_traits(strategy: str) -> None:
-    inert = find_inert_keys(trial(strategy))
+    inert = find_inert_keys(parse_trial(strategy))
     for name, section in STRATEGIES.items():
         assert (f"rejected_image.{name}" in inert) == (
             name != strategy and section is not NoParameters
@@ -95,26 +97,35 @@ def test_what_is_inert_follows_from_the_traits(strategy: str) -> None:
     random = REJECTED_IMAGES[strategy].traits.random
     assert ("rejected_image.corruption_seed" in inert) != random
     assert ("rejected_image.redraw" in inert) != random
-    assert (mark({"strategy": strategy, "redraw": "each_epoch"}) == mark(strategy)) != random
-    assert mark({"strategy": strategy, "parameters": {"any": 1}}) == mark(strategy)
+    assert (
+        make_fingerprint({"strategy": strategy, "redraw": "each_epoch"})
+        == make_fingerprint(strategy)
+    ) != random
+    assert make_fingerprint({"strategy": strategy, "parameters": {"any": 1}}) == make_fingerprint(
+        strategy
+    )
 
 
 def test_settings_of_the_chosen_strategy_count() -> None:
     crop = {"strategy": "crop"}
-    assert mark({**crop, "crop": {"share": 0.2}}) != mark(crop)
-    assert mark({**crop, "rotate": {"low": 20}}) == mark(crop)
-    assert mark({"strategy": "diffusion", "diffusion": {"schedule": "cosine"}}) != mark("diffusion")
+    assert make_fingerprint({**crop, "crop": {"share": 0.2}}) != make_fingerprint(crop)
+    assert make_fingerprint({**crop, "rotate": {"low": 20}}) == make_fingerprint(crop)
+    assert make_fingerprint(
+        {"strategy": "diffusion", "diffusion": {"schedule": "cosine"}}
+    ) != make_fingerprint("diffusion")
 
 
 def test_a_pipeline_counts_by_its_content(pipeline: Path, tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere"
     shutil.copytree(pipeline, copy)
     at = [{"strategy": "inpaint", "inpaint": {"path": str(path)}} for path in (pipeline, copy)]
-    assert mark(at[0]) == mark(at[1])
+    assert make_fingerprint(at[0]) == make_fingerprint(at[1])
     other = tmp_path / "other"
     shutil.copytree(pipeline, other)
     (other / "tokenizer" / "merges.txt").write_text("#version: 0.3\n")
-    assert mark({"strategy": "inpaint", "inpaint": {"path": str(other)}}) != mark(at[0])
+    assert make_fingerprint(
+        {"strategy": "inpaint", "inpaint": {"path": str(other)}}
+    ) != make_fingerprint(at[0])
 
 
 @pytest.mark.parametrize(
@@ -135,9 +146,9 @@ def test_a_pipeline_counts_by_its_content(pipeline: Path, tmp_path: Path) -> Non
         ({"strategy": "my_images:Posterize", "parameters": {"bit": 1}}, "bit: Extra inputs are"),
     ],
 )
-def test_errors_are_one_line(own: Path, settings: Any, expected: str) -> None:
+def test_errors_are_one_line(plugin_folder: Path, settings: Any, expected: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        trial(settings)
+        parse_trial(settings)
     (line,) = raised.value.problems
     assert line.startswith("x.yaml: rejected_image")
     assert expected in line
@@ -151,39 +162,42 @@ def test_errors_are_one_line(own: Path, settings: Any, expected: str) -> None:
         ("my_images:Stranger", "make it a subclass of"),
     ],
 )
-def test_what_is_no_strategy_is_told_when_planned(own: Path, name: str, expected: str) -> None:
+def test_what_is_no_strategy_is_told_when_planned(
+    plugin_folder: Path, name: str, expected: str
+) -> None:
     with pytest.raises(ConfigError, match="is n") as raised:
-        mark(name)
+        make_fingerprint(name)
     assert expected in str(raised.value)
 
 
-def test_a_strategy_of_ones_own(own: Path) -> None:
+def test_a_strategy_of_ones_own(plugin_folder: Path) -> None:
     config = RejectedImageConfig.model_validate(
         {"strategy": "my_images:Posterize", "parameters": {"bits": 1}}
     )
     assert set(conformance(config).values()) == {None}
-    made = RejectedImageMaker(config).preview(_sample(sample_image(0)))
+    made = RejectedImageMaker(config).preview(_make_pair(sample_image(0)))
     assert set(made.image.convert("RGB").getchannel("R").tobytes()) <= {0, 128}
 
 
-def test_the_example_of_the_documentation(own: Path) -> None:
+def test_the_example_of_the_documentation(plugin_folder: Path) -> None:
     text = (ROOT / "docs" / "rejected-images.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    own.write_text(example)
+    plugin_folder.write_text(example)
     (written,) = re.findall(r"```yaml\n(rejected_image: .*?)```", text, re.DOTALL)
-    config = trial(parse_yaml(written, "docs")["rejected_image"]).rejected_image
+    config = parse_trial(parse_yaml(written, "docs")["rejected_image"]).rejected_image
     assert set(conformance(config).values()) == {None}
 
 
-def test_its_settings_and_its_source_are_in_the_fingerprint(own: Path) -> None:
-    plain = mark("my_images:Posterize")
-    assert mark({"strategy": "my_images:Posterize", "parameters": {"bits": 2}}) == plain  # default
-    assert mark({"strategy": "my_images:Posterize", "parameters": {"bits": 3}}) != plain
-    own.write_text(OWN + "\n# changed\n")
-    assert mark("my_images:Posterize") != plain
+def test_its_settings_and_its_source_are_in_the_fingerprint(plugin_folder: Path) -> None:
+    plain = make_fingerprint("my_images:Posterize")
+    # Default.
+    assert make_fingerprint({"strategy": "my_images:Posterize", "parameters": {"bits": 2}}) == plain
+    assert make_fingerprint({"strategy": "my_images:Posterize", "parameters": {"bits": 3}}) != plain
+    plugin_folder.write_text(OWN + "\n# changed\n")
+    assert make_fingerprint("my_images:Posterize") != plain
 
 
-def test_the_suite_finds_a_false_declaration(own: Path) -> None:
+def test_the_suite_finds_a_false_declaration(plugin_folder: Path) -> None:
     found = conformance(RejectedImageConfig(strategy="my_images:Liar"))
     wrong = {check: problem for check, problem in found.items() if problem}
     assert wrong == {
@@ -198,7 +212,7 @@ def test_keys_of_a_users_own_settings_may_be_varied() -> None:
     assert find_key_problem("rejected_image.parameter.bits") is not None
 
 
-def _sample(image: Image.Image) -> Any:
+def _make_pair(image: Image.Image) -> Any:
     from chip_core.data.preferences import PreferencePair
 
     return PreferencePair(id="x", image=image, prompt="", chosen="", rejected="")

@@ -23,7 +23,7 @@ from chip_core.data.rejected_images.conformance import (
 )
 
 
-def config(strategy: str, pipeline: Path, **settings: Any) -> RejectedImageConfig:
+def make_config(strategy: str, pipeline: Path, **settings: Any) -> RejectedImageConfig:
     tree: dict[str, Any] = {"strategy": strategy}
     if strategy == "inpaint":
         settings = {"path": str(pipeline), "steps": 2, "side": 64, **settings}
@@ -41,22 +41,22 @@ def test_registry_and_configuration_name_the_same_strategies() -> None:
 
 
 @cache
-def drawn(*given: Any) -> Image.Image:
+def draw_sample(*given: Any) -> Image.Image:
     return sample_image(*given)
 
 
 @pytest.fixture
-def samples_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def cached_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw each sample once: that of 17 million pixels takes longer than most strategies."""
     once = "chip_core.data.rejected_images.conformance.sample_image"
-    monkeypatch.setattr(once, lambda *given: drawn(*given).copy())
+    monkeypatch.setattr(once, lambda *given: draw_sample(*given).copy())
 
 
-@pytest.mark.usefixtures("samples_once")
+@pytest.mark.usefixtures("cached_samples")
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_conformance(strategy: str, check: str, pipeline: Path) -> None:
-    assert CHECKS[check](StrategyHarness(config(strategy, pipeline))) is None
+def test_a_strategy_passes_every_check(strategy: str, check: str, pipeline: Path) -> None:
+    assert CHECKS[check](StrategyHarness(make_config(strategy, pipeline))) is None
 
 
 FALSE = """
@@ -166,7 +166,7 @@ class Made(ImageStrategy):
 
 
 @pytest.fixture
-def false(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def false_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "false_images.py").write_text(FALSE)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
@@ -207,8 +207,8 @@ def false(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("Made", "it can be made", "TypeError: "),
     ],
 )
-def test_a_false_one_is_found(
-    false: None, strategy: str, check: str, wrong: str, monkeypatch: pytest.MonkeyPatch
+def test_a_strategy_that_breaks_a_rule_fails_its_check(
+    false_plugin: None, strategy: str, check: str, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The check that finds it alone: all of them make an image of 17 million pixels each time.
     own = {name: made for name, made in CHECKS.items() if name.startswith(check)}
@@ -217,7 +217,7 @@ def test_a_false_one_is_found(
     assert re.search(wrong, str(told))
 
 
-def test_every_check_is_made_though_others_fail(false: None) -> None:
+def test_every_check_is_made_though_others_fail(false_plugin: None) -> None:
     found = conformance(RejectedImageConfig(strategy="false_images:Raises"))
     assert list(found) == list(CHECKS)
     assert (

@@ -36,14 +36,14 @@ class Sample:
     image: Image.Image
 
 
-def make(image: Image.Image, settings: Any, **given: Any) -> RejectedImage:
+def make_rejected_image(image: Image.Image, settings: Any, **given: Any) -> RejectedImage:
     config = RejectedImageConfig.model_validate(settings)
     seed = given.pop("seed", 0)
     return RejectedImageMaker(config, seed=seed).image(Sample("x", image), **given)
 
 
 def test_black_is_black() -> None:
-    assert make(sample_image(0), "black").image.getextrema() == ((0, 0),) * 3
+    assert make_rejected_image(sample_image(0), "black").image.getextrema() == ((0, 0),) * 3
 
 
 def test_the_mean_is_0_once_it_is_normalised() -> None:
@@ -58,17 +58,17 @@ def test_the_mean_is_0_once_it_is_normalised() -> None:
 
 
 def test_released_crop_leaves_small_images_and_says_so() -> None:
-    assert make(sample_image(0, (320, 240)), "crop").void
-    assert not make(sample_image(0, (321, 240)), "crop").void
+    assert make_rejected_image(sample_image(0, (320, 240)), "crop").void
+    assert not make_rejected_image(sample_image(0, (321, 240)), "crop").void
     small = sample_image(0, (48, 48))
-    assert make(small, "crop").image is small
-    assert not make(small, {"strategy": "crop", "crop": {"share": 0.25}}).void
+    assert make_rejected_image(small, "crop").image is small
+    assert not make_rejected_image(small, {"strategy": "crop", "crop": {"share": 0.25}}).void
 
 
 def test_a_crop_is_a_part_of_the_image() -> None:
     # Columns of one value each: a window of a quarter of the area has half the columns.
     image = Image.linear_gradient("L").rotate(90).convert("RGB")
-    made = make(image, {"strategy": "crop", "crop": {"share": 0.25}}).image
+    made = make_rejected_image(image, {"strategy": "crop", "crop": {"share": 0.25}}).image
     low, high = made.convert("L").getextrema()
     assert high - low == pytest.approx(127, abs=4)
 
@@ -78,7 +78,7 @@ def test_rotation_lies_between_its_angles(seed: int) -> None:
     # A bar from the centre to the right points up and to the right after 10–80 degrees.
     image = Image.new("RGB", (201, 201))
     image.paste("white", (101, 98, 200, 103))
-    made = make(image, "rotate", seed=seed).image.convert("L")
+    made = make_rejected_image(image, "rotate", seed=seed).image.convert("L")
     left, top, right, bottom = made.point(lambda value: 255 if value > 128 else 0).getbbox()
     across, up = right - 100, 100 - top
     assert bottom <= 106
@@ -92,16 +92,16 @@ def test_random_is_never_the_image_itself() -> None:
     others = [Sample("x", image), Sample("same picture", image), Sample("y", sample_image(1))]
     for seed in range(20):
         assert has_same_pixels(
-            make(image, "random", others=others, seed=seed).image, sample_image(1)
+            make_rejected_image(image, "random", others=others, seed=seed).image, sample_image(1)
         )
     with pytest.raises(TrialError, match="no training image differs from that of x"):
-        make(image, "random", others=others[:2])
+        make_rejected_image(image, "random", others=others[:2])
 
 
 def test_random_reaches_every_other() -> None:
     others = [Sample(str(number), sample_image(number, (40, 30))) for number in range(5)]
     drawn = {
-        make(sample_image(9), "random", others=others, seed=seed).image.tobytes()
+        make_rejected_image(sample_image(9), "random", others=others, seed=seed).image.tobytes()
         for seed in range(60)
     }
     assert len(drawn) == 5
@@ -110,13 +110,16 @@ def test_random_reaches_every_other() -> None:
 def test_mixup_is_the_weighted_sum() -> None:
     image, other = Image.new("RGB", (8, 6), (200, 0, 0)), Image.new("RGB", (3, 3), (0, 100, 0))
     settings = {"strategy": "mixup", "mixup": {"weight": 0.25}}
-    made = make(image, settings, others=[Sample("y", other)]).image
+    made = make_rejected_image(image, settings, others=[Sample("y", other)]).image
     assert made.getpixel((4, 3)) == (150, 25, 0)  # 0.75 · 200, 0.25 · 100
 
 
 def test_lighting_darkens_and_brightens() -> None:
     grey = Image.new("RGB", (4, 4), (60, 60, 60))
-    values = [make(grey, "lighting", seed=seed).image.getpixel((0, 0))[0] for seed in range(40)]
+    values = [
+        make_rejected_image(grey, "lighting", seed=seed).image.getpixel((0, 0))[0]
+        for seed in range(40)
+    ]
     dark = [value for value in values if value < 60]
     assert 10 <= len(dark) <= 30
     assert min(dark) >= 9  # 60 · 0.15
@@ -129,8 +132,8 @@ def test_boxes_lie_on_content_and_within_their_share() -> None:
     image.paste(sample_image(2, (60, 60)), (130, 10))
     hits = 0
     for seed in range(20):
-        made = make(image, {"strategy": "occlusion", "occlusion": {"boxes": 1, "share": 0.1}},
-                    seed=seed)  # fmt: skip
+        settings = {"strategy": "occlusion", "occlusion": {"boxes": 1, "share": 0.1}}
+        made = make_rejected_image(image, settings, seed=seed)
         changed = ImageChops.difference(made.image, image).convert("L")
         left, top, right, bottom = changed.getbbox()
         assert (right - left) * (bottom - top) <= 0.105 * 200 * 200  # rounding of the sides
@@ -150,17 +153,19 @@ def test_boxes_fit_images_of_any_size() -> None:
 
 def test_blur_keeps_the_mean_and_loses_the_detail() -> None:
     image = sample_image(3)
-    made = make(image, "blur").image
+    made = make_rejected_image(image, "blur").image
     before, after = ImageStat.Stat(image.convert("L")), ImageStat.Stat(made.convert("L"))
     assert after.mean[0] == pytest.approx(before.mean[0], abs=2)
     assert after.stddev[0] < before.stddev[0]
 
 
-def test_given_is_the_samples_own() -> None:
+def test_the_strategy_given_takes_the_samples_own_image() -> None:
     own = sample_image(7, (30, 20))
-    assert has_same_pixels(make(sample_image(0), "given", given=own.convert("RGBA")).image, own)
+    assert has_same_pixels(
+        make_rejected_image(sample_image(0), "given", given=own.convert("RGBA")).image, own
+    )
     with pytest.raises(TrialError, match="sample x has no rejected image of its own"):
-        make(sample_image(0), "given")
+        make_rejected_image(sample_image(0), "given")
 
 
 def test_inpaint_changes_its_boxes_alone(pipeline: Path) -> None:
@@ -169,7 +174,7 @@ def test_inpaint_changes_its_boxes_alone(pipeline: Path) -> None:
         "inpaint": {"path": str(pipeline), "steps": 2, "side": 64, "boxes": 1, "share": 0.1},
     }
     image = sample_image(0)
-    changed = ImageChops.difference(make(image, settings).image, image)
+    changed = ImageChops.difference(make_rejected_image(image, settings).image, image)
     left, top, right, bottom = changed.getbbox()
     assert (right - left) * (bottom - top) <= 0.105 * 400 * 300
 
@@ -178,7 +183,7 @@ def test_a_broken_pipeline_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "None"}')
     settings = {"strategy": "inpaint", "inpaint": {"path": str(tmp_path)}}
     with pytest.raises(TrialError, match=r"inpaint.path: \S+: .+") as raised:
-        make(sample_image(0), settings)
+        make_rejected_image(sample_image(0), settings)
     assert "\n" not in str(raised.value)
 
 
@@ -197,7 +202,7 @@ def test_huge_images_are_worked_on_smaller_and_come_back_whole() -> None:
     work = limit_pixels(huge)
     assert work.width * work.height <= 2**24
     assert work.width / work.height == pytest.approx(150, rel=0.02)
-    assert make(huge, "mean").image.size == (60_000, 400)
+    assert make_rejected_image(huge, "mean").image.size == (60_000, 400)
 
 
 def test_coefficients_equal_the_released_schedule(oracles: Path) -> None:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from chip_core.evaluation.scorer import Scored
+
 #: As published, two of the lists have two spaces after a comma, and another one ends in a space.
 SYNONYMS = (
     "person, man, people, baby, passenger, adult\n"
@@ -31,19 +33,19 @@ OBJECTS: dict[int, list[str]] = {
 CAPTIONS: dict[int, list[str]] = {1: ["Two people and a traffic light."], 5: ["A train."]}
 
 
-def synonyms(folder: Path, name: str) -> Path:
+def write_synonyms(folder: Path, name: str) -> Path:
     (folder / name).write_text(SYNONYMS)
     return folder
 
 
-def lists(folder: Path) -> Path:
+def write_object_lists(folder: Path) -> Path:
     """Write what is in each image as a JSON of lists, captions not counted."""
     file = folder / "objects.json"
     file.write_text(json.dumps({str(image): found for image, found in OBJECTS.items()}))
     return file
 
 
-def annotations(folder: Path) -> Path:
+def write_annotations(folder: Path) -> Path:
     """Write COCO's four files: images with odd ids in train, the others in val."""
     within = folder / "annotations"
     within.mkdir(exist_ok=True)
@@ -66,3 +68,9 @@ def annotations(folder: Path) -> Path:
         held = {"images": listed, "annotations": captions}
         (within / f"captions_{split}2014.json").write_text(json.dumps(held))
     return within
+
+
+def list_counts(scored: Scored, name: str) -> list[tuple[float, float]]:
+    """List numerator and denominator of each item of a metric."""
+    metric = next(metric for metric in scored.metrics if metric.name == name)
+    return [(outcome.numerator, outcome.denominator) for outcome in metric.items]

@@ -32,18 +32,18 @@ def plain_language(monkeypatch: pytest.MonkeyPatch) -> None:
     """Words between spaces, all of them nouns, singular without their last s."""
     for module in (amber, chair, objhal):
         monkeypatch.setattr(module, "nltk_problems", lambda *packages: [])
-        monkeypatch.setattr(module, "tokenize_words", plain_words)
+        monkeypatch.setattr(module, "tokenize_words", split_words)
     for module in (amber, objhal):
-        monkeypatch.setattr(module, "lemmatize_noun", plain_lemma)
+        monkeypatch.setattr(module, "lemmatize_noun", strip_plural)
     monkeypatch.setattr(amber, "tag_tokens", lambda tokens: ["NN" for _ in tokens])
     monkeypatch.setattr(objhal, "NltkTagger", PlainTagger)
 
 
-def plain_words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     return re.findall(r"\w+", text)
 
 
-def plain_lemma(word: str) -> str:
+def strip_plural(word: str) -> str:
     return word if word == "bus" else word.removesuffix("s")
 
 
@@ -57,7 +57,7 @@ class PlainTagger:
             Token(
                 text=word,
                 tag="JJ" if word in ("a", "two", "tall") else "NN",
-                lemma=plain_lemma(word.lower()),
+                lemma=strip_plural(word.lower()),
             )
-            for word in plain_words(text)
+            for word in split_words(text)
         ]

@@ -70,7 +70,7 @@ def score(
     )
 
 
-def items(scored: Scored, name: str) -> list[tuple[str, float, float]]:
+def list_outcomes(scored: Scored, name: str) -> list[tuple[str, float, float]]:
     metric = next(metric for metric in scored.metrics if metric.name == name)
     return [(outcome.item, outcome.numerator, outcome.denominator) for outcome in metric.items]
 
@@ -96,18 +96,19 @@ def test_nouns_by_the_script(data: Path, plain_language: None) -> None:
     forest), puppy (of dog), tree, forest, dog."""
     scored = score(data, {1: "forest puppies orange kite cat Dog puppy"})
     # Vocabulary: forest, orange, cat, puppy; "puppie", kite and "Dog" are not in it.
-    assert items(scored, "chair") == [("1", 1, 4)]  # the cat; orange is safe, but counts as a noun
-    assert items(scored, "cover") == [("1", 2, 3)]  # forest marks the tree, puppy the dog
-    assert items(scored, "cog") == [("1", 1, 2)]
-    assert items(scored, "hal") == [("1", 1, 1)]
+    # The cat; orange is safe, but counts as a noun.
+    assert list_outcomes(scored, "chair") == [("1", 1, 4)]
+    assert list_outcomes(scored, "cover") == [("1", 2, 3)]  # forest marks the tree, puppy the dog
+    assert list_outcomes(scored, "cog") == [("1", 1, 2)]
+    assert list_outcomes(scored, "hal") == [("1", 1, 1)]
     assert scored.values["chair"] == round(1 / 4.001 * 100, 1) == 25.0
     assert scored.values["cover"] == 66.6  # 2 / 3.001
     assert scored.values["hal"] == 100.0  # 100 - 0 / 1.001
 
 
 def test_of_equal_objects_one_is_covered(data: Path, plain_language: None) -> None:
-    assert items(score(data, {2: "dog dogs"}), "cover") == [("2", 1, 2)]
-    assert items(score(data, {2: "dog dogs"}, "corrected"), "cover") == [("2", 1, 1)]
+    assert list_outcomes(score(data, {2: "dog dogs"}), "cover") == [("2", 1, 2)]
+    assert list_outcomes(score(data, {2: "dog dogs"}, "corrected"), "cover") == [("2", 1, 1)]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_similar_words(
     expected: int,
 ) -> None:
     scored = score(data, {1: "cat"}, similar=near)
-    found = [items(scored, name)[0][1] for name in ("chair", "cover", "cog")]
+    found = [list_outcomes(scored, name)[0][1] for name in ("chair", "cover", "cog")]
     assert found == [bad, covered, expected]
 
 
@@ -137,18 +138,18 @@ def test_a_noun_marks_its_target_and_a_similar_one_before_it(
 ) -> None:
     """sky is the second target, and like the first: the script marks both."""
     scored = score(data, {1: "sky"}, similar={("cat", "sky"): 0.9})
-    assert items(scored, "cog") == [("1", 2, 2)]
+    assert list_outcomes(scored, "cog") == [("1", 2, 2)]
     # Corrected: one noun of one is expected.
     corrected = score(data, {1: "sky"}, "corrected", similar={("cat", "sky"): 0.9})
-    assert items(corrected, "cog") == [("1", 1, 1)]
+    assert list_outcomes(corrected, "cog") == [("1", 1, 1)]
 
 
 def test_corrected_nouns(data: Path, plain_language: None) -> None:
     scored = score(data, {1: "Forest, orange. Cats and the Sky and a kite"}, "corrected")
     # forest is tree's word and itself: both are named. cat and sky are not there; orange is safe.
-    assert items(scored, "cover") == [("1", 2, 3)]
-    assert items(scored, "chair") == [("1", 2, 3)]
-    assert items(scored, "cog") == [("1", 2, 3)]
+    assert list_outcomes(scored, "cover") == [("1", 2, 3)]
+    assert list_outcomes(scored, "chair") == [("1", 2, 3)]
+    assert list_outcomes(scored, "cog") == [("1", 2, 3)]
     assert scored.values["chair"] == pytest.approx(200 / 3)
     assert scored.missing == 8
     assert set(scored.values) == {"chair", "cover", "hal", "cog"}
@@ -171,7 +172,10 @@ def test_yes_and_no_by_the_script(data: Path) -> None:
     assert values["attribute/precision"] == round(1 / 1.003 * 100, 1) == 99.7
     assert values["state/accuracy"] == 50.0
     assert values["relation/accuracy"] == 0.0  # both kinds of relation are in it
-    assert [group for group, _, _ in items(score(data, SAID), "relation/recall")] == ["8", "9"]
+    assert [group for group, _, _ in list_outcomes(score(data, SAID), "relation/recall")] == [
+        "8",
+        "9",
+    ]
 
 
 def test_the_constant_of_existence_is_ten_times_the_others(data: Path) -> None:
@@ -269,25 +273,31 @@ def test_an_unknown_id_is_named(data: Path, item: str, protocol: ProtocolName) -
         score(data, [Answer(item=item, response="Yes")], protocol)
 
 
-def write(path: Path, rows: Any) -> Path:
+def write_json_rows(path: Path, rows: Any) -> Path:
     path.write_text(json.dumps(rows))
     return path
 
 
 def test_what_stops_the_script(data: Path, tmp_path: Path, plain_language: None) -> None:
-    as_text = AMBER.read_responses(write(tmp_path / "a.json", [{"id": "3", "response": "No"}]))
+    as_text = AMBER.read_responses(
+        write_json_rows(tmp_path / "a.json", [{"id": "3", "response": "No"}])
+    )
     with pytest.raises(UserError, match="answer 1: id '3' is not a whole number"):
         score(data, as_text)
     assert score(data, as_text, "corrected").n == 1
-    ours = AMBER.read_responses(write(tmp_path / "o.json", [{"item": "3", "response": "No"}]))
+    ours = AMBER.read_responses(
+        write_json_rows(tmp_path / "o.json", [{"item": "3", "response": "No"}])
+    )
     assert score(data, ours).n == 1
-    nothing = AMBER.read_responses(write(tmp_path / "b.json", [{"id": 1, "response": None}]))
+    nothing = AMBER.read_responses(
+        write_json_rows(tmp_path / "b.json", [{"id": 1, "response": None}])
+    )
     with pytest.raises(UserError, match=r"answer 1 \(id 1\): the response is not text"):
         score(data, nothing)
     scored = score(data, nothing, "corrected")
     assert (scored.n, scored.missing) == (0, 9)
     # A yes/no question compares whatever there is: null is neither.
-    number = AMBER.read_responses(write(tmp_path / "c.json", [{"id": 5, "response": 1}]))
+    number = AMBER.read_responses(write_json_rows(tmp_path / "c.json", [{"id": 5, "response": 1}]))
     assert score(data, number).values["accuracy"] == 0.0
 
 

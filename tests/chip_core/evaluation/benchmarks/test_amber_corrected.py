@@ -62,7 +62,7 @@ answers = st.fixed_dictionaries(
 pairs = st.lists(st.tuples(st.sampled_from(sorted(RELATION)), st.sampled_from(sorted(RELATION))))
 
 
-def plain_count(said: dict[int, str], near: set[frozenset[str]]) -> dict[str, float | None]:
+def count_by_definition(said: dict[int, str], near: set[frozenset[str]]) -> dict[str, float | None]:
     """Count AMBER's figures from the paper's definitions."""
 
     def means(noun: str, thing: str) -> bool:
@@ -89,10 +89,10 @@ def plain_count(said: dict[int, str], near: set[frozenset[str]]) -> dict[str, fl
     asked = [item for item in QUESTIONS if item in said]
     if described or not asked:
         figures = {
-            "chair": share(wrong, nouns),
-            "cover": share(covered, objects),
-            "hal": share(hallucinated, described),
-            "cog": share(expected, nouns),
+            "chair": compute_percent(wrong, nouns),
+            "cover": compute_percent(covered, objects),
+            "hal": compute_percent(hallucinated, described),
+            "cog": compute_percent(expected, nouns),
         }
     for part, kinds in PARTS.items():
         mine = [item for item in asked if QUESTIONS[item][0] in kinds]
@@ -100,11 +100,11 @@ def plain_count(said: dict[int, str], near: set[frozenset[str]]) -> dict[str, fl
             continue
         pairs = [(SAID[said[item]], QUESTIONS[item][1]) for item in mine]
         hits = pairs.count(("no", "no"))
-        precision = share(hits, sum(saying == "no" for saying, _ in pairs))
-        recall = share(hits, sum(truth == "no" for _, truth in pairs))
-        figures[f"{part}accuracy"] = share(sum(a == b for a, b in pairs), len(pairs))
+        precision = compute_percent(hits, sum(saying == "no" for saying, _ in pairs))
+        recall = compute_percent(hits, sum(truth == "no" for _, truth in pairs))
+        figures[f"{part}accuracy"] = compute_percent(sum(a == b for a, b in pairs), len(pairs))
         figures[f"{part}precision"], figures[f"{part}recall"] = precision, recall
-        figures[f"{part}f1"] = share(
+        figures[f"{part}f1"] = compute_percent(
             2 * hits, sum(saying == "no" for saying, _ in pairs) + sum(t == "no" for _, t in pairs)
         )
     if "chair" in figures and "f1" in figures:
@@ -113,7 +113,7 @@ def plain_count(said: dict[int, str], near: set[frozenset[str]]) -> dict[str, fl
     return figures
 
 
-def share(numerator: int, denominator: int) -> float | None:
+def compute_percent(numerator: int, denominator: int) -> float | None:
     return float(100 * Fraction(numerator, denominator)) if denominator else None
 
 
@@ -144,7 +144,7 @@ def test_equals_a_second_count(
         protocol="corrected",
         resources=Resources(similarity=TableSimilarity({pair: 0.9 for pair in near})),
     )
-    expected = plain_count(said, {frozenset(pair) for pair in near})
+    expected = count_by_definition(said, {frozenset(pair) for pair in near})
     assert set(scored.values) == set(expected)
     for name, value in expected.items():
         assert scored.values[name] == (None if value is None else pytest.approx(value)), name

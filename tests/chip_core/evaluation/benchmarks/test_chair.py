@@ -24,7 +24,7 @@ CHAIR = BENCHMARKS["chair"]
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return coco_cases.synonyms(tmp_path, "synonyms.txt")
+    return coco_cases.write_synonyms(tmp_path, "synonyms.txt")
 
 
 def score(
@@ -38,13 +38,8 @@ def score(
         [Answer(item=str(image), response=text) for image, text in pairs],
         data=data,
         protocol=protocol,
-        resources=Resources(coco=coco or coco_cases.lists(data)),
+        resources=Resources(coco=coco or coco_cases.write_object_lists(data)),
     )
-
-
-def counts(scored: Scored, name: str) -> list[tuple[float, float]]:
-    metric = next(metric for metric in scored.metrics if metric.name == name)
-    return [(outcome.numerator, outcome.denominator) for outcome in metric.items]
 
 
 def test_equals_the_official_figures(oracles: Path, nltk_data: None) -> None:
@@ -91,7 +86,7 @@ def test_which_objects_a_caption_names(
         for kind in everything:  # alone in the image: it is the mention that is not wrong
             objects.write_text(json.dumps({"1": [kind], "2": ["person"]}))
             scored = score(data, [(1, caption), (2, "a man")], protocol, objects)
-            wrong, mentions = counts(scored, "chair_i")[0]
+            wrong, mentions = coco_cases.list_counts(scored, "chair_i")[0]
             found += [kind] * int(mentions - wrong)
         assert found == sorted(expected), protocol
 
@@ -126,30 +121,32 @@ def test_corrected_finds_every_name_whatever_its_singular_is(
 
 def test_by_hand(data: Path, plain_language: None) -> None:
     scored = score(data, {1: "a dog, a puppy and a train", 2: "nothing", 3: "a toilet"})
-    assert counts(scored, "chair_s") == [(1, 1), (0, 1), (0, 1)]
-    assert counts(scored, "chair_i") == [(1, 3), (0, 0), (0, 1)]
-    assert counts(scored, "recall") == [(1, 2), (0, 1), (1, 2)]
+    assert coco_cases.list_counts(scored, "chair_s") == [(1, 1), (0, 1), (0, 1)]
+    assert coco_cases.list_counts(scored, "chair_i") == [(1, 3), (0, 0), (0, 1)]
+    assert coco_cases.list_counts(scored, "recall") == [(1, 2), (0, 1), (1, 2)]
     assert scored.values == {"chair_s": 33.3, "chair_i": 25.0, "recall": 40.0}
     assert score(data, {1: "a train", 3: "a toilet"}, "corrected").values["chair_i"] == 50.0
 
 
 def test_annotations_and_their_captions_are_the_truth(data: Path, plain_language: None) -> None:
     """Image 1: dog and person by instances, person and traffic light by its caption."""
-    folder = coco_cases.annotations(data)
+    folder = coco_cases.write_annotations(data)
     said = {1: "a street light", 2: "minibuses", 5: "a train", 4: "a man"}
     scored = score(data, said, coco=folder)
-    assert counts(scored, "recall") == [(1, 3), (1, 1), (1, 1), (0, 1)]
-    assert counts(scored, "chair_i") == [(0, 1), (0, 1), (0, 1), (1, 1)]
+    assert coco_cases.list_counts(scored, "recall") == [(1, 3), (1, 1), (1, 1), (0, 1)]
+    assert coco_cases.list_counts(scored, "chair_i") == [(0, 1), (0, 1), (0, 1), (1, 1)]
     assert score(data, said, coco=folder.parent).values == scored.values  # COCO's own layout
     # The instances of one file alone are enough where nothing official is asked for.
     val = folder / "instances_val2014.json"
-    assert counts(score(data, {2: "a minibus"}, "corrected", val), "recall") == [(1, 1)]
+    assert coco_cases.list_counts(score(data, {2: "a minibus"}, "corrected", val), "recall") == [
+        (1, 1)
+    ]
     with pytest.raises(UserError, match="only one file; the official script reads"):
         score(data, {2: "minibuses"}, coco=val)
     (folder / "captions_train2014.json").unlink()
     with pytest.raises(UserError, match="holds no captions_train2014.json: they are in"):
         score(data, said, coco=folder)
-    assert counts(score(data, said, "corrected", folder), "recall")[0] == (0, 2)
+    assert coco_cases.list_counts(score(data, said, "corrected", folder), "recall")[0] == (0, 2)
 
 
 @pytest.mark.parametrize(
@@ -180,14 +177,14 @@ def test_degenerate_answers(data: Path, plain_language: None) -> None:
         score(data, said, "chip")
 
 
-def test_what_the_files_hold(data: Path, plain_language: None) -> None:
+def test_responses_are_read_from_every_known_key(data: Path, plain_language: None) -> None:
     def read(*rows: dict[str, Any]) -> list[Answer]:
         file = data / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return CHAIR.read_responses(file)
 
     def scored(answers: list[Answer], protocol: ProtocolName) -> Scored:
-        resources = Resources(coco=coco_cases.lists(data))
+        resources = Resources(coco=coco_cases.write_object_lists(data))
         return CHAIR.score(answers, data=data, protocol=protocol, resources=resources)
 
     text_id = read({"image_id": "1", "caption": "a dog"})
@@ -205,7 +202,7 @@ def test_what_the_files_hold(data: Path, plain_language: None) -> None:
     with pytest.raises(UserError, match="--coco FOLDER"):
         CHAIR.score(ours, data=data, protocol="official", resources=Resources())
     with pytest.raises(UserError, match="synonyms.txt: there is no such file"):
-        score(data / "nowhere", {1: "a dog"}, coco=coco_cases.lists(data))
+        score(data / "nowhere", {1: "a dog"}, coco=coco_cases.write_object_lists(data))
 
 
 #: written form -> category, of the corrected reading; None: no object

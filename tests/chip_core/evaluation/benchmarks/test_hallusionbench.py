@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from chip_core.evaluation.benchmarks.hallusionbench.aggregation import (
 )
 from chip_core.evaluation.scorer import (
     Answer,
-    JudgeRequest,
     ProtocolName,
     Resources,
     Scored,
 )
 from chip_core.utils.errors import UserError
+
+from .fake_judge import FakeJudge
 
 BENCH = BENCHMARKS["hallusionbench"]
 
@@ -44,7 +45,7 @@ QUESTIONS = [
 ]
 
 
-def row(category: str, figure: str, question: str, visual: str, truth: str) -> dict[str, Any]:
+def make_row(category: str, figure: str, question: str, visual: str, truth: str) -> dict[str, Any]:
     return {
         "category": category,
         "subcategory": "chart",
@@ -58,7 +59,7 @@ def row(category: str, figure: str, question: str, visual: str, truth: str) -> d
     }
 
 
-ROWS = [row(*each) for each in QUESTIONS]
+ROWS = [make_row(*each) for each in QUESTIONS]
 IDS = [f"{r['category']}_chart_0_{r['figure_id']}_{r['question_id']}" for r in ROWS]
 
 
@@ -68,7 +69,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def answers(verdicts: Sequence[int | None], same: Sequence[int | None] = ()) -> list[Answer]:
+def make_answers(verdicts: Sequence[int | None], same: Sequence[int | None] = ()) -> list[Answer]:
     agreed = [*same, *[None] * (len(verdicts) - len(same))]
     return [
         Answer(
@@ -83,25 +84,11 @@ def answers(verdicts: Sequence[int | None], same: Sequence[int | None] = ()) -> 
     ]
 
 
-class Judge:
-    """Replies by item; keeps what it was asked."""
-
-    model = "fake"
-
-    def __init__(self, replies: Mapping[str, str | None]) -> None:
-        self.replies = replies
-        self.asked: list[JudgeRequest] = []
-
-    def ask(self, requests: Sequence[JudgeRequest]) -> Sequence[str | None]:
-        self.asked += requests
-        return [self.replies.get(request.item) for request in requests]
-
-
 def score(
     given: Sequence[Answer],
     folder: Path,
     protocol: ProtocolName = "official",
-    judge: Judge | None = None,
+    judge: FakeJudge | None = None,
 ) -> Scored:
     return BENCH.score(given, data=folder, protocol=protocol, resources=Resources(judge=judge))
 
@@ -123,7 +110,7 @@ def test_equals_the_official_figures(oracles: Path) -> None:
 def test_by_hand(data: Path) -> None:
     """Right: VD 0/0, VD 1/0, VS 0/0 (unclear, without figure), VS 1/0, VS 0/1."""
     verdicts = [1, 1, 0, 0, 2, 1, 2, 1, 0]
-    scored = score(answers(verdicts, [None] * 3 + [0] + [None] * 4 + [1]), data)
+    scored = score(make_answers(verdicts, [None] * 3 + [0] + [None] * 4 + [1]), data)
     assert scored.values == {
         "a_acc": round(100 * 5 / 9, 4),
         # Same question over all its figures: VD 0 of the four.
@@ -184,7 +171,7 @@ def test_by_hand(data: Path) -> None:
         ("VS", "1", "2", 0, 1, False, "visual_illusion"),
     ],
 )
-def test_causes(
+def test_each_wrong_answer_has_a_cause(
     category: str,
     figure: str,
     visual: str,
@@ -213,28 +200,29 @@ def test_a_judge_gives_what_is_not_there(data: Path) -> None:
     said = ["correct", "INCORRECT.", "It is correct", "correct", "who knows", None, "x", "correct"]
     replies: dict[str, str | None] = dict(zip(IDS, said, strict=False))
     replies |= {IDS[8]: "incorrect", f"{IDS[1]}/same": "The same!", f"{IDS[8]}/same": "different"}
-    judge = Judge(replies)
-    scored = score(answers([None] * 9), data, judge=judge)
+    judge = FakeJudge(replies)
+    scored = score(make_answers([None] * 9), data, judge=judge)
     # Right: VD00, VD01, VD11, VS00 (unclear), VS01. A failed call and "x" are unclear.
     assert scored.values["a_acc"] == round(100 * 5 / 9, 4)
     assert (scored.n, scored.missing) == (9, 1)
-    assert [request.item for request in judge.asked] == [*IDS, f"{IDS[1]}/same", f"{IDS[8]}/same"]
+    asked = [request.item for request in judge.requests]
+    assert asked == [*IDS, f"{IDS[1]}/same", f"{IDS[8]}/same"]
     # VD10: original right, same answer: mixed. VS10, VS20: original unclear: sight. VS21: sight.
     assert scored.values["diagnosis/mixed"] == 25.0
-    text = judge.asked[1].messages[0]["content"]
+    text = judge.requests[1].messages[0]["content"]
     assert "QVD0?" in text and "DVD10." in text and f"Assistant: R {IDS[1]}" in text
-    text = judge.asked[9].messages[0]["content"]
+    text = judge.requests[9].messages[0]["content"]
     assert f"Assistant: R {IDS[1]}\n" in text and f"Assistant: R {IDS[0]}\n" in text
 
-    corrected = score(answers([None] * 9), data, "corrected", Judge(replies))
+    corrected = score(make_answers([None] * 9), data, "corrected", FakeJudge(replies))
     # "It is correct" names one verdict; "who knows", None and "x" none: three are missing.
     assert (corrected.n, corrected.missing) == (6, 3)
     assert [one.text for one in corrected.unreadable] == ["who knows", "x"]
     assert {one.source for one in corrected.unreadable} == {"reply"} and not scored.unreadable
     assert corrected.values["a_acc"] == pytest.approx(100 * 4 / 6)
-    chip = Judge(replies)
-    score(answers([None] * 9), data, "chip", chip)
-    assert f"Answer: R {IDS[0]}\n" in chip.asked[0].messages[0]["content"]
+    chip = FakeJudge(replies)
+    score(make_answers([None] * 9), data, "chip", chip)
+    assert f"Answer: R {IDS[0]}\n" in chip.requests[0].messages[0]["content"]
 
 
 def test_the_published_prompts_are_taken_where_they_lie(data: Path) -> None:
@@ -251,18 +239,18 @@ def test_the_published_prompts_are_taken_where_they_lie(data: Path) -> None:
         "    prompt += ' or '\n"
         "    prompt += response2\n"
     )
-    judge = Judge(dict.fromkeys(IDS, "incorrect") | {IDS[0]: "correct"})
-    score(answers([None] * 9), data, judge=judge)
-    assert judge.asked[0].messages == (
+    judge = FakeJudge(dict.fromkeys(IDS, "incorrect") | {IDS[0]: "correct"})
+    score(make_answers([None] * 9), data, judge=judge)
+    assert judge.requests[0].messages == (
         {"role": "user", "content": f"Q:QVD0? R:DVD00.Assistant: R {IDS[0]}"},
     )
-    assert judge.asked[9].messages[0]["content"] == (
+    assert judge.requests[9].messages[0]["content"] == (
         f"Assistant: R {IDS[1]} or Assistant: R {IDS[0]}"
     )
     for broken in ("", "def evaluate_by_chatgpt():\n    prompt = ''\n    prompt += other"):
         (data / "utils.py").write_text(broken)
         with pytest.raises(UserError, match="published"):
-            score(answers([None] * 9), data, judge=judge)
+            score(make_answers([None] * 9), data, judge=judge)
 
 
 @pytest.mark.parametrize(
@@ -283,29 +271,29 @@ def test_reading_verdicts(reply: str | None, official: int, corrected: int | Non
 
 
 def test_where_the_official_script_stops(data: Path) -> None:
-    good = answers([1, 0, 1, 1, 1, 1, 1, 1, 1], [0] * 9)
+    good = make_answers([1, 0, 1, 1, 1, 1, 1, 1, 1], [0] * 9)
     assert score(good, data).values["a_acc"] == round(100 * 8 / 9, 4)
     with pytest.raises(UserError, match="no answers"):
         score([], data)
     with pytest.raises(UserError, match=f"{IDS[0]} is answered 2 times"):
         score([*good, good[0]], data)
     with pytest.raises(UserError, match="no answer is wrong"):
-        score(answers([1] * 9, [0] * 9), data)
+        score(make_answers([1] * 9, [0] * 9), data)
     with pytest.raises(UserError, match="no answers to VD questions with edited figures"):
         score(good[:1], data)
     with pytest.raises(UserError, match=f"{IDS[1]} has an answer and the same question"):
         score(good[1:], data)
     with pytest.raises(UserError, match="verdict must be one of 0, 1, 2, got '3'"):
-        score(answers([3] * 9), data)
+        score(make_answers([3] * 9), data)
     with pytest.raises(UserError, match="the answers need a judge"):
-        score(answers([None] * 9), data)
+        score(make_answers([None] * 9), data)
     # Whether the answers agree is not known, and a cause hangs on it.
     with pytest.raises(UserError, match="the answers need a judge"):
-        score(answers([1, 0, 1, 1, 1, 1, 1, 1, 1]), data)
+        score(make_answers([1, 0, 1, 1, 1, 1, 1, 1, 1]), data)
 
 
 def test_unknown_ids_and_other_orders(data: Path) -> None:
-    good = answers([1, 0, 1, 1, 1, 1, 1, 1, 1], [0] * 9)
+    good = make_answers([1, 0, 1, 1, 1, 1, 1, 1, 1], [0] * 9)
     assert score(good[::-1], data).values == score(good, data).values
     strange = Answer(item="VD_map_9_0_0", response="", fields={"verdict": "1"})
     with pytest.raises(UserError, match="'VD_map_9_0_0' is not the id of a question"):
@@ -317,7 +305,7 @@ def test_unknown_ids_and_other_orders(data: Path) -> None:
         item=strange.item,
         response="",
         fields={
-            **row("VD", "0", "0", "1", "1"),
+            **make_row("VD", "0", "0", "1", "1"),
             "subcategory": "map",
             "set_id": "9",
             "verdict": "1",
@@ -328,21 +316,21 @@ def test_unknown_ids_and_other_orders(data: Path) -> None:
 
 
 def test_corrected_never_divides_by_zero(data: Path) -> None:
-    one = score(answers([1])[:1], data, "corrected")
+    one = score(make_answers([1])[:1], data, "corrected")
     assert one.values["a_acc"] == 100
     assert one.values["q_acc"] is None  # its pair is not whole
     assert one.values["diagnosis/mixed"] is None
     assert (one.n, one.missing) == (1, 8)
-    right = score(answers([1] * 9), data, "corrected").values
+    right = score(make_answers([1] * 9), data, "corrected").values
     assert (right["q_acc"], right["yes_no_bias_fp_ratio"]) == (100, None)
-    unclear = score(answers([2] * 9), data, "corrected").values
+    unclear = score(make_answers([2] * 9), data, "corrected").values
     assert unclear["yes_no_bias_pct_diff"] is None  # neither yes nor no
     assert unclear["a_acc"] == pytest.approx(100 * 2 / 9)
 
 
 def test_corrected_leaves_out_causes_that_no_judge_tells(data: Path) -> None:
     """VD10 failed, its original did not: mixed or sight, nobody knows. VS21 failed by sight."""
-    scored = score(answers([1, 0, 1, 1, 1, 1, 1, 2, 0]), data, "corrected")
+    scored = score(make_answers([1, 0, 1, 1, 1, 1, 1, 2, 0]), data, "corrected")
     by_name = {metric.name: metric.items for metric in scored.metrics}
     failed = [item.item for item in by_name["diagnosis/mixed"] if item.denominator]
     assert failed == [IDS[8]]
@@ -382,8 +370,8 @@ def test_corrected_equals_a_plain_second_count(
     folder = tmp_path_factory.mktemp("bench")
     (folder / "HallusionBench.json").write_text(json.dumps(ROWS))
     known = {i: (v, s) for i, (v, s) in enumerate(drawn) if v is not None}
-    every = answers([v for v, _ in drawn], [s for _, s in drawn])
-    values = score([every[i] for i in known], folder, "corrected", Judge({})).values
+    every = make_answers([v for v, _ in drawn], [s for _, s in drawn])
+    values = score([every[i] for i in known], folder, "corrected", FakeJudge({})).values
 
     right = {
         i: v == 1 or (v == 2 and QUESTIONS[i][0] == "VS" and QUESTIONS[i][1] == "0")

@@ -44,25 +44,25 @@ class StubJudge:
         return [self.reply for _ in requests]
 
 
-def items_of(name: str, folder: Path, protocol: str = "official") -> Sequence[Item]:
+def list_items(name: str, folder: Path, protocol: str = "official") -> Sequence[Item]:
     return BENCHMARKS[name].items("report", data=folder, protocol=protocol)  # type: ignore[arg-type]
 
 
 def test_amber_has_descriptions_and_yes_or_no_questions(tmp_path: Path) -> None:
     folder = benchmark_files.write_amber(tmp_path, pictures=2)
-    items = items_of("amber", folder)
+    items = list_items("amber", folder)
     assert len(items) == 2 + 2 * len(SHAPES)
     assert [item.task for item in items[:3]] == ["describe", "describe", "yes or no"]
     assert items[0].pictures == items[2].pictures  # one picture, made once
     (shown,) = benchmark_files.open_pictures(items[0])
     assert (shown.mode, shown.size) == ("RGB", (48, 48))
-    asked_as_paper = items_of("amber", folder, "chip")
+    asked_as_paper = list_items("amber", folder, "chip")
     assert asked_as_paper[2].prompt == items[2].prompt + YES_OR_NO
     assert asked_as_paper[0].prompt == items[0].prompt
 
 
 def test_pope_has_three_splits(tmp_path: Path) -> None:
-    items = items_of("pope", benchmark_files.write_pope(tmp_path))
+    items = list_items("pope", benchmark_files.write_pope(tmp_path))
     assert len(items) == 3 * 2 * 6
     assert [items[0].id, items[12].id, items[-1].id] == ["random/1", "popular/1", "adversarial/12"]
     assert items[0].pictures[0].file == tmp_path / "coco/val2014/COCO_val2014_000000000001.png"
@@ -70,20 +70,20 @@ def test_pope_has_three_splits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_mmhal_has_pictures_beside_it_or_inside(tmp_path: Path, inside: bool) -> None:
-    items = items_of("mmhal", benchmark_files.write_mmhal(tmp_path, embedded=inside))
+    items = list_items("mmhal", benchmark_files.write_mmhal(tmp_path, embedded=inside))
     assert [item.id for item in items] == [f"id{number}" for number in range(8)]
     assert benchmark_files.open_pictures(items[3])[0].size == (48, 48)
 
 
 def test_hallusionbench_asks_without_a_figure_too(tmp_path: Path) -> None:
-    items = items_of("hallusionbench", benchmark_files.write_hallusionbench(tmp_path))
+    items = list_items("hallusionbench", benchmark_files.write_hallusionbench(tmp_path))
     assert [len(item.pictures) for item in items] == [0, 1, 1]
     assert items[1].id == "VS_chart_0_1_0"
     assert benchmark_files.open_pictures(items[1])
 
 
 def test_mmmu_shows_all_pictures_before_the_text(tmp_path: Path) -> None:
-    items = items_of("mmmu", benchmark_files.write_mmmu(tmp_path))
+    items = list_items("mmmu", benchmark_files.write_mmmu(tmp_path))
     assert [len(item.pictures) for item in items] == [1, 2, 1]
     assert items[0].prompt == (
         "What is <image 1>?\n\n(A) a star\n(B) a moon\n\n"
@@ -95,7 +95,7 @@ def test_mmmu_shows_all_pictures_before_the_text(tmp_path: Path) -> None:
 
 
 def test_scienceqa_is_asked_as_llava_asks_it(tmp_path: Path) -> None:
-    first, second = items_of("scienceqa", benchmark_files.write_scienceqa(tmp_path))
+    first, second = list_items("scienceqa", benchmark_files.write_scienceqa(tmp_path))
     assert first.prompt == (
         "Context: N/A\nQuestion: Which is it?\nOptions: (A) a star (B) a moon\n"
         "Answer with the option's letter from the given choices directly."
@@ -106,16 +106,16 @@ def test_scienceqa_is_asked_as_llava_asks_it(tmp_path: Path) -> None:
 
 
 def test_llava_bench(tmp_path: Path) -> None:
-    items = items_of("llava_bench", benchmark_files.write_llava_bench(tmp_path))
+    items = list_items("llava_bench", benchmark_files.write_llava_bench(tmp_path))
     assert [item.id for item in items] == ["0", "1", "2"]
 
 
 def test_pictures_to_describe(tmp_path: Path) -> None:
-    first, second = items_of("chair", benchmark_files.write_chair(tmp_path))
+    first, second = list_items("chair", benchmark_files.write_chair(tmp_path))
     assert first.prompt == "Please describe this image in detail."
     assert second.prompt == "what?"
     assert first.pictures[0].file == tmp_path / "coco/val2014/COCO_val2014_000000000001.jpg"
-    inside, _ = items_of("objhal", benchmark_files.write_objhal(tmp_path))
+    inside, _ = list_items("objhal", benchmark_files.write_objhal(tmp_path))
     assert (inside.id, inside.prompt) == ("100", "what do you see?")
     assert benchmark_files.open_pictures(inside)[0].size == (48, 48)
 
@@ -159,7 +159,7 @@ def test_the_embedded_world_conforms() -> None:
     assert {what: problem for what, problem in found.items() if problem is not None} == {}
 
 
-class Own(Benchmark):
+class OwnBenchmark(Benchmark):
     """As a user writes it."""
 
     version = "own-1"
@@ -200,32 +200,32 @@ class Own(Benchmark):
 
 
 def test_a_users_own_conforms() -> None:
-    assert set(check_conformance(Own()).values()) == {None}
+    assert set(check_conformance(OwnBenchmark()).values()) == {None}
 
 
-class Twice(Own):
+class DuplicateIds(OwnBenchmark):
     ids = ("a", "a")
 
 
-class Undeclared(Own):
+class UndeclaredMetric(OwnBenchmark):
     metrics = {"wrong": MetricInfo(unit="percent", goal="maximize")}
 
 
-class Unsummed(Own):
+class WrongTotal(OwnBenchmark):
     def score(self, answers: Sequence[Answer], **given: object) -> Scored:  # type: ignore[override]
         found = super().score(answers, **given)  # type: ignore[arg-type]
         moved = tuple(replace(metric, value=17.0) for metric in found.metrics)
         return replace(found, metrics=moved)
 
 
-class Ordered(Own):
+class OrderDependent(OwnBenchmark):
     ids = ("a", "b")
 
     def score(self, answers: Sequence[Answer], **given: object) -> Scored:  # type: ignore[override]
         return super().score(answers[:1], **given)  # type: ignore[arg-type]
 
 
-class Crashing(Own):
+class CrashesOnEmptyAnswers(OwnBenchmark):
     def score(self, answers: Sequence[Answer], **given: object) -> Scored:  # type: ignore[override]
         if not any(answer.response for answer in answers):
             raise ZeroDivisionError("division by zero")
@@ -235,18 +235,22 @@ class Crashing(Own):
 @pytest.mark.parametrize(
     ("broken", "check", "problem"),
     [
-        (Twice, "every question has an id of its own", "'a' is there twice"),
-        (Undeclared, "figures are the declared ones", "'right' is not declared"),
-        (Unsummed, "items come to the figure", r"right is 17.0, its items come to 66\.6"),
-        (Ordered, "the order of answers changes no figure", "right is another"),
-        (Crashing, "empty answers give figures, or a sentence", "ZeroDivisionError: division"),
+        (DuplicateIds, "every question has an id of its own", "'a' is there twice"),
+        (UndeclaredMetric, "figures are the declared ones", "'right' is not declared"),
+        (WrongTotal, "items come to the figure", r"right is 17.0, its items come to 66\.6"),
+        (OrderDependent, "the order of answers changes no figure", "right is another"),
+        (
+            CrashesOnEmptyAnswers,
+            "empty answers give figures, or a sentence",
+            "ZeroDivisionError: division",
+        ),
     ],
 )
-def test_what_is_wrong_is_found(broken: type[Own], check: str, problem: str) -> None:
+def test_what_is_wrong_is_found(broken: type[OwnBenchmark], check: str, problem: str) -> None:
     assert re.match(problem, check_conformance(broken())[check] or "")
 
 
-def config(name: str, **settings: object) -> BenchmarkConfig:
+def make_config(name: str, **settings: object) -> BenchmarkConfig:
     return BenchmarkConfig.model_validate({"name": name, **settings})
 
 
@@ -256,7 +260,9 @@ def test_a_limit_asks_a_seeded_subset(tmp_path: Path) -> None:
     benchmark = find_benchmark("pope")
 
     def ids(limit: int | None) -> list[str]:
-        items, whole = select_items("report", config("pope", limit=limit), benchmark, data_paths)
+        items, whole = select_items(
+            "report", make_config("pope", limit=limit), benchmark, data_paths
+        )
         assert whole == 72
         return [item.id for item in items]
 
@@ -273,10 +279,14 @@ def test_a_limit_asks_a_seeded_subset(tmp_path: Path) -> None:
 
 def test_decoding_is_the_protocols_unless_it_is_set() -> None:
     amber = BENCHMARKS["amber"]
-    assert resolve_decoding(config("amber"), amber) == Decoding(max_new_tokens=512, num_beams=1)
-    paper = resolve_decoding(config("amber", protocol="chip"), amber)
+    assert resolve_decoding(make_config("amber"), amber) == Decoding(
+        max_new_tokens=512, num_beams=1
+    )
+    paper = resolve_decoding(make_config("amber", protocol="chip"), amber)
     assert paper == Decoding(max_new_tokens=256, num_beams=3)
-    own = resolve_decoding(config("amber", protocol="chip", num_beams=1, max_new_tokens=9), amber)
+    own = resolve_decoding(
+        make_config("amber", protocol="chip", num_beams=1, max_new_tokens=9), amber
+    )
     assert own == Decoding(max_new_tokens=9, num_beams=1)
 
 
@@ -286,12 +296,12 @@ def test_what_decides_figures_is_in_the_identity(tmp_path: Path) -> None:
     data_paths = DataPaths(benchmark_data=tmp_path)
 
     def mark(**settings: object) -> dict[str, object]:
-        return benchmark_identity(config("pope", **settings), data_paths)
+        return benchmark_identity(make_config("pope", **settings), data_paths)
 
     assert mark(num_beams=1) == mark()  # written out or not
     # how picture files are read counts where there are any
     assert mark()["pictures"] == READER_VERSION
-    assert "pictures" not in benchmark_identity(config("shapes"), DataPaths())
+    assert "pictures" not in benchmark_identity(make_config("shapes"), DataPaths())
     assert mark(num_beams=3) != mark()
     before = mark()
     file = tmp_path / "pope" / "coco_pope_random.json"
@@ -299,10 +309,10 @@ def test_what_decides_figures_is_in_the_identity(tmp_path: Path) -> None:
     assert mark() != before
     # a judge that is not asked is without effect; replies stand in place of who gives them
     assert mark()["judge"] is None
-    assert "judge" not in benchmark_identity(config("mmhal", judge="gpt-4o"), data_paths)
+    assert "judge" not in benchmark_identity(make_config("mmhal", judge="gpt-4o"), data_paths)
     (tmp_path / "replies.jsonl").write_text("{}\n")
     replayed = DataPaths(benchmark_data=tmp_path, judge_replies=tmp_path / "replies.jsonl")
-    assert benchmark_identity(config("mmhal"), replayed)["judge"] is not None
+    assert benchmark_identity(make_config("mmhal"), replayed)["judge"] is not None
 
 
 def test_all_that_is_missing_is_said_at_once(
@@ -367,13 +377,13 @@ def test_a_picture_that_is_broken_is_named(tmp_path: Path) -> None:
     broken = tmp_path / "coco/val2014/COCO_val2014_000000000001.png"
     broken.write_bytes(b"no picture")
     with pytest.raises(TrialError, match=r"picture .*000000001.png cannot be read \("):
-        items_of("pope", folder)[0].pictures[0].read()
+        list_items("pope", folder)[0].pictures[0].read()
 
 
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "amber").mkdir()
     with pytest.raises(UserError, match="query_all.json"):
-        items_of("amber", tmp_path / "amber")
+        list_items("amber", tmp_path / "amber")
 
 
 def test_a_name_that_is_none_is_told() -> None:

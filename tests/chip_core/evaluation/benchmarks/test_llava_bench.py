@@ -14,7 +14,6 @@ from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.llava_bench.score import CATEGORIES, parse_as_script
 from chip_core.evaluation.scorer import (
     Answer,
-    JudgeRequest,
     ProtocolName,
     Resources,
     Scored,
@@ -22,28 +21,16 @@ from chip_core.evaluation.scorer import (
 from chip_core.evaluation.text.reply_ratings import read_pair
 from chip_core.utils.errors import UserError
 
+from .fake_judge import FakeJudge
+
 BENCH = BENCHMARKS["llava_bench"]
 
 
-class Judge:
-    """Replies by item; keeps what it was asked."""
-
-    model = "fake"
-
-    def __init__(self, replies: Mapping[str, str | None]) -> None:
-        self.replies = replies
-        self.asked: list[JudgeRequest] = []
-
-    def ask(self, requests: Sequence[JudgeRequest]) -> Sequence[str | None]:
-        self.asked += requests
-        return [self.replies.get(request.item) for request in requests]
-
-
-def lines(path: Path, rows: Sequence[object]) -> None:
+def write_lines(path: Path, rows: Sequence[object]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write(folder: Path) -> Path:
+def write_benchmark(folder: Path) -> Path:
     asked = [
         {
             "question_id": n,
@@ -53,9 +40,11 @@ def write(folder: Path) -> Path:
         }
         for n in range(6)
     ]
-    lines(folder / "questions.jsonl", asked)
-    lines(folder / "answers_gpt4.jsonl", [{"question_id": n, "text": f"R{n}"} for n in range(6)])
-    lines(
+    write_lines(folder / "questions.jsonl", asked)
+    write_lines(
+        folder / "answers_gpt4.jsonl", [{"question_id": n, "text": f"R{n}"} for n in range(6)]
+    )
+    write_lines(
         folder / "context.jsonl",
         [{"image": "000.jpg", "caption": ["C", "D"]}, {"image": "001.jpg", "caption": "E"}],
     )
@@ -68,21 +57,21 @@ def write(folder: Path) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return write(tmp_path)
+    return write_benchmark(tmp_path)
 
 
-def answers(size: int = 6) -> list[Answer]:
+def make_answers(size: int = 6) -> list[Answer]:
     return [Answer(item=str(number), response=f"A{number}") for number in range(size)]
 
 
 def score(
     given: Sequence[Answer],
     folder: Path,
-    replies: Mapping[str, str | None] | Judge,
+    replies: Mapping[str, str | None] | FakeJudge,
     protocol: ProtocolName = "official",
     only: frozenset[str] | None = None,
 ) -> Scored:
-    judge = replies if isinstance(replies, Judge) else Judge(replies)
+    judge = replies if isinstance(replies, FakeJudge) else FakeJudge(replies)
     resources = Resources(judge=judge, only=only)
     return BENCH.score(given, data=folder, protocol=protocol, resources=resources)
 
@@ -97,7 +86,7 @@ def test_by_hand(data: Path) -> None:
         "4": "Assistant 1: 8",
         "5": None,
     }
-    official = score(answers(), data, replies)
+    official = score(make_answers(), data, replies)
     # Unread is −1 and −1: means (8+9+7+10−1−1)/6 = 5.333 and (8+3+7+5−1−1)/6 = 3.5.
     assert official.values["relative_score"] == 65.6  # 3.5 / 5.333
     assert official.values["reference_score"] == 53.3
@@ -105,7 +94,7 @@ def test_by_hand(data: Path) -> None:
     assert official.values["relative_score/conv"] == 72.2  # 6.5 / 9
     assert official.values["relative_score/detail"] == 25.0  # (3−1)/(9−1)
     assert (official.n, official.missing) == (6, 1)
-    corrected = score(answers(), data, replies, "corrected")
+    corrected = score(make_answers(), data, replies, "corrected")
     assert corrected.values["relative_score"] == pytest.approx(100 * 23 / 34)
     assert corrected.values["reference_score"] == pytest.approx(10 * 34 / 4)
     assert corrected.values["answer_score/complex"] == pytest.approx(70)
@@ -118,9 +107,9 @@ def test_by_hand(data: Path) -> None:
 
 
 def test_what_the_judge_is_asked(data: Path) -> None:
-    judge = Judge({"0": "8 8"})
-    score(answers(1), data, judge)
-    (request,) = judge.asked
+    judge = FakeJudge({"0": "8 8"})
+    score(make_answers(1), data, judge)
+    (request,) = judge.requests
     assert (request.item, request.temperature, request.max_tokens) == ("0", 0.2, 1024)
     system, user = request.messages
     assert system["role"] == "system"
@@ -154,15 +143,15 @@ def test_reading_ratings(
 
 
 def test_official_pairs_by_position_and_corrected_by_id(data: Path) -> None:
-    judge = Judge({})
-    score(answers()[::-1], data, judge)
-    assert "Q0?" in judge.asked[0].messages[1]["content"]
-    assert "A5" in judge.asked[0].messages[1]["content"]
-    judge = Judge(dict.fromkeys("012345", "8 8"))
-    score(answers()[::-1], data, judge, "corrected")
-    assert [request.item for request in judge.asked] == list("012345")
-    assert "A0" in judge.asked[0].messages[1]["content"]
-    part = score(answers()[2:3], data, {"2": "8 4"}, only=frozenset({"2"}))
+    judge = FakeJudge({})
+    score(make_answers()[::-1], data, judge)
+    assert "Q0?" in judge.requests[0].messages[1]["content"]
+    assert "A5" in judge.requests[0].messages[1]["content"]
+    judge = FakeJudge(dict.fromkeys("012345", "8 8"))
+    score(make_answers()[::-1], data, judge, "corrected")
+    assert [request.item for request in judge.requests] == list("012345")
+    assert "A0" in judge.requests[0].messages[1]["content"]
+    part = score(make_answers()[2:3], data, {"2": "8 4"}, only=frozenset({"2"}))
     assert (part.values["relative_score"], part.n, part.missing) == (50, 1, 0)
 
 
@@ -170,20 +159,20 @@ def test_degenerate_answers(data: Path) -> None:
     for protocol in ("official", "corrected"):
         with pytest.raises(UserError, match="no answers"):
             score([], data, {}, protocol)
-        one = score(answers(1), data, {"0": "8 4"}, protocol)
+        one = score(make_answers(1), data, {"0": "8 4"}, protocol)
         assert (one.values["relative_score"], one.n, one.missing) == (50, 1, 5)
         assert one.values["relative_score/detail"] is None
-    many = [*answers(), Answer(item="x", response="")]
+    many = [*make_answers(), Answer(item="x", response="")]
     assert score(many, data, dict.fromkeys("012345", "8 4")).n == 6
     with pytest.raises(UserError, match="'x' is not the id of a question"):
         score(many, data, {}, "corrected")
     with pytest.raises(UserError, match="0 is answered 2 times"):
-        score(answers(1) * 2, data, {}, "corrected")
+        score(make_answers(1) * 2, data, {}, "corrected")
     for reply in ("0 5", "nan 5", "5 inf"):
         with pytest.raises(UserError, match="the official script has no figure"):
-            score(answers(1), data, {"0": reply})
-    assert score(answers(), data, {}, "corrected").values["relative_score"] is None
-    assert score(answers(1), data, {"0": "8" * 10_000_000}, "corrected").n == 0
+            score(make_answers(1), data, {"0": reply})
+    assert score(make_answers(), data, {}, "corrected").values["relative_score"] is None
+    assert score(make_answers(1), data, {"0": "8" * 10_000_000}, "corrected").n == 0
 
 
 @pytest.mark.parametrize(
@@ -202,10 +191,10 @@ def test_degenerate_answers(data: Path) -> None:
 def test_broken_benchmark_files(data: Path, file: str, text: str, said: str) -> None:
     (data / file).write_text(text)
     with pytest.raises(UserError, match=said):
-        score(answers(), data, {})
+        score(make_answers(), data, {})
     (data / file).unlink()
     with pytest.raises(UserError, match=f"holds no {file}"):
-        score(answers(), data, {})
+        score(make_answers(), data, {})
 
 
 def test_reading_files(tmp_path: Path) -> None:
@@ -225,9 +214,9 @@ DRAWN = st.dictionaries(
 def test_corrected_equals_a_plain_second_count(
     tmp_path_factory: pytest.TempPathFactory, drawn: dict[str, tuple[int, int] | None]
 ) -> None:
-    folder = write(tmp_path_factory.mktemp("bench"))
+    folder = write_benchmark(tmp_path_factory.mktemp("bench"))
     replies = {item: f"{pair[0]} {pair[1]}" if pair else "?" for item, pair in drawn.items()}
-    given_answers = [answers()[int(item)] for item in drawn]
+    given_answers = [make_answers()[int(item)] for item in drawn]
     values = score(given_answers, folder, replies, "corrected").values
     for end, numbers in {"": "012345", "/conv": "03", "/detail": "14", "/complex": "25"}.items():
         kept = [pair for item, pair in drawn.items() if pair and item in numbers]

@@ -109,7 +109,7 @@ def test_what_is_left_of_an_earlier_run_is_not_taken(model: Path, tmp_path: Path
         ("empty", "lmms-eval gave no figure gpt_eval_score of mmvet"),
     ],
 )
-def test_failures(
+def test_a_failure_of_lmms_eval_is_reported(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, said: str
 ) -> None:
     monkeypatch.setenv("FAKE", how)

@@ -15,7 +15,6 @@ from chip_core.evaluation.benchmarks.mmhal.score import KINDS, parse_as_script
 from chip_core.evaluation.judge.cache import ReplayJudge
 from chip_core.evaluation.scorer import (
     Answer,
-    JudgeRequest,
     ProtocolName,
     Resources,
     Scored,
@@ -23,24 +22,12 @@ from chip_core.evaluation.scorer import (
 from chip_core.evaluation.text.reply_ratings import read_rating
 from chip_core.utils.errors import UserError
 
+from .fake_judge import FakeJudge
+
 MMHAL = BENCHMARKS["mmhal"]
 
 
-class Judge:
-    """Says what it is told to, and keeps what it is asked."""
-
-    model = "fake"
-
-    def __init__(self, replies: Mapping[str, str | None]) -> None:
-        self.replies = replies
-        self.asked: list[JudgeRequest] = []
-
-    def ask(self, requests: Sequence[JudgeRequest]) -> Sequence[str | None]:
-        self.asked += requests
-        return [self.replies.get(request.item) for request in requests]
-
-
-def data(folder: Path, size: int = 8) -> Path:
+def write_benchmark(folder: Path, size: int = 8) -> Path:
     rows = [
         {
             "image_id": f"i{number}",
@@ -55,7 +42,7 @@ def data(folder: Path, size: int = 8) -> Path:
     return folder
 
 
-def answers(size: int = 8) -> list[Answer]:
+def make_answers(size: int = 8) -> list[Answer]:
     return [
         Answer(item=f"i{number}", response=f"Assistant: said {number} ") for number in range(size)
     ]
@@ -67,7 +54,7 @@ def score(
     replies: Mapping[str, str | None],
     protocol: ProtocolName = "official",
 ) -> Scored:
-    resources = Resources(judge=Judge(replies))
+    resources = Resources(judge=FakeJudge(replies))
     return MMHAL.score(given, data=folder, protocol=protocol, resources=resources)
 
 
@@ -116,13 +103,13 @@ def test_by_hand(tmp_path: Path) -> None:
     """Ratings 6, 3, 2, 0, 5, none, two, none: official 6+3+2+0+5+0+0+0 = 16 of 8."""
     said = ["Rating: 6", "Rating: 3", "Rating: 2", "Rating: 0", "Rating: 5", "-", None, None]
     replies = {f"i{number}": reply for number, reply in enumerate(said)}
-    official = score(answers(), data(tmp_path), replies)
+    official = score(make_answers(), write_benchmark(tmp_path), replies)
     assert official.values["score"] == 2.0
     assert official.values["hallucination_rate"] == 62.5  # 2, 0 and three zeros of 8
     assert official.values["informative_rate"] == 37.5  # 6, 2, 5
     assert official.values["score/attribute"] == 6
     assert (official.n, official.missing) == (8, 2)  # two calls failed
-    corrected = score(answers(), tmp_path, replies, "corrected")
+    corrected = score(make_answers(), tmp_path, replies, "corrected")
     assert corrected.values["score"] == pytest.approx(16 / 5)
     assert corrected.values["hallucination_rate"] == pytest.approx(40.0)
     assert corrected.values["informative_rate"] == pytest.approx(60.0)
@@ -135,10 +122,12 @@ def test_by_hand(tmp_path: Path) -> None:
 
 
 def test_what_the_judge_is_asked(tmp_path: Path) -> None:
-    judge = Judge({"i0": "Rating: 6"})
+    judge = FakeJudge({"i0": "Rating: 6"})
     resources = Resources(judge=judge, only=frozenset({"i0"}))
-    MMHAL.score(answers(1), data=data(tmp_path), protocol="official", resources=resources)
-    (request,) = judge.asked
+    MMHAL.score(
+        make_answers(1), data=write_benchmark(tmp_path), protocol="official", resources=resources
+    )
+    (request,) = judge.requests
     assert (request.item, request.temperature, request.max_tokens) == ("i0", 0.0, 512)
     (message,) = request.messages
     for said in ("Cat, Sofa", "Question 0?", "Truth 0.", "Answer to rate: said 0\n"):
@@ -148,45 +137,47 @@ def test_what_the_judge_is_asked(tmp_path: Path) -> None:
 def test_the_published_prompt_is_taken_where_it_lies(tmp_path: Path) -> None:
     script = tmp_path / "eval_gpt4.py"
     script.write_text("import openai\nprint(1)\ntemplate = '''A {} B {} C {} D {}.'''\n")
-    judge = Judge({})
+    judge = FakeJudge({})
     resources = Resources(judge=judge, only=frozenset({"i0"}))
-    MMHAL.score(answers(1), data=data(tmp_path), protocol="official", resources=resources)
-    assert judge.asked[0].messages[0]["content"] == (
+    MMHAL.score(
+        make_answers(1), data=write_benchmark(tmp_path), protocol="official", resources=resources
+    )
+    assert judge.requests[0].messages[0]["content"] == (
         "A Cat, Sofa B Question 0? C Truth 0. D said 0."
     )
     script.write_text("template = 'too few {}'")
     with pytest.raises(UserError, match="1 places"):
-        MMHAL.score(answers(1), data=tmp_path, protocol="official", resources=resources)
+        MMHAL.score(make_answers(1), data=tmp_path, protocol="official", resources=resources)
     for text in ("x = 1", "template = ("):
         script.write_text(text)
         with pytest.raises(UserError, match="eval_gpt4.py"):
-            MMHAL.score(answers(1), data=tmp_path, protocol="official", resources=resources)
+            MMHAL.score(make_answers(1), data=tmp_path, protocol="official", resources=resources)
 
 
 def test_degenerate_answers(tmp_path: Path) -> None:
-    data(tmp_path)
+    write_benchmark(tmp_path)
     replies = {f"i{number}": "Rating: 4" for number in range(8)}
     for protocol in ("official", "corrected"):
         with pytest.raises(UserError, match="no answers"):
             score([], tmp_path, replies, protocol)
     with pytest.raises(UserError, match="image 'i3' has no answer"):
-        score(answers(3), tmp_path, replies)
-    part = score(answers(3), tmp_path, replies, "corrected")
+        score(make_answers(3), tmp_path, replies)
+    part = score(make_answers(3), tmp_path, replies, "corrected")
     assert (part.values["score"], part.n, part.missing) == (4.0, 3, 5)
     assert "score/other" not in part.values
     # Officially unknown ids are passed over, the last of two answers counts, order does not.
-    extra = [Answer(item="x", response=""), answers()[0], *reversed(answers())]
+    extra = [Answer(item="x", response=""), make_answers()[0], *reversed(make_answers())]
     assert score(extra, tmp_path, replies).values["score"] == 4.0
     with pytest.raises(UserError, match="'x' is not the id of a question"):
         score(extra, tmp_path, replies, "corrected")
     with pytest.raises(UserError, match="i0 is answered 2 times"):
         score(extra[1:], tmp_path, replies, "corrected")
-    nothing = score(answers(), tmp_path, {}, "corrected")
+    nothing = score(make_answers(), tmp_path, {}, "corrected")
     assert (nothing.values["score"], nothing.n, nothing.missing) == (None, 0, 8)
-    long = [Answer(item=each.item, response="a" * 10_000_000) for each in answers(1)]
+    long = [Answer(item=each.item, response="a" * 10_000_000) for each in make_answers(1)]
     assert score(long, tmp_path, {"i0": "x" * 10_000_000}, "corrected").n == 0
     with pytest.raises(UserError, match="mmhal: the answers need a judge"):
-        MMHAL.score(answers(), data=tmp_path, protocol="official", resources=Resources())
+        MMHAL.score(make_answers(), data=tmp_path, protocol="official", resources=Resources())
 
 
 def test_reading_files(tmp_path: Path) -> None:
@@ -208,9 +199,9 @@ RATED = st.dictionaries(
 def test_corrected_equals_a_plain_second_count(
     tmp_path_factory: pytest.TempPathFactory, drawn: dict[int, str | None]
 ) -> None:
-    folder = data(tmp_path_factory.mktemp("mmhal"), 24)
+    folder = write_benchmark(tmp_path_factory.mktemp("mmhal"), 24)
     replies = {f"i{number}": reply for number, reply in drawn.items()}
-    scored = score([answers(24)[number] for number in drawn], folder, replies, "corrected")
+    scored = score([make_answers(24)[number] for number in drawn], folder, replies, "corrected")
     plain: dict[int, int] = {}
     for number, reply in drawn.items():
         if reply in [f"rating: {k}" for k in range(7)]:

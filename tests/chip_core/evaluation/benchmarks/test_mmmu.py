@@ -45,11 +45,11 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def final(said: dict[str, str]) -> list[Answer]:
+def make_final_answers(said: dict[str, str]) -> list[Answer]:
     return [Answer(item=item, response=each, fields={"final": True}) for item, each in said.items()]
 
 
-def raw(item: str, response: str) -> Answer:
+def make_raw_answer(item: str, response: str) -> Answer:
     fields = {"all_choices": LETTERS, "index2ans": OPTIONS}
     return Answer(item=item, response=response, fields=fields)
 
@@ -77,7 +77,7 @@ def test_equals_the_official_figures(oracles: Path) -> None:
 def test_by_hand(data: Path) -> None:
     """Final letters count as they stand; 12.5 and 12.50 are one number; Florida is in it."""
     scored = score(
-        final(
+        make_final_answers(
             {
                 "validation_Art_Theory_1": "I think it is Tampa, Florida",
                 "validation_Accounting_1": "B",
@@ -174,9 +174,9 @@ def test_open_answers(truth: str | list[str], answer: str, right: bool) -> None:
 def test_unreadable_choices_are_drawn_officially_in_the_order_of_subjects(data: Path) -> None:
     """Seed 42; Accounting comes before Finance wherever its answers stand in the file."""
     given_answers = [
-        raw("validation_Finance_1", "?"),
-        raw("validation_Accounting_1", "?"),
-        raw("validation_Accounting_2", "?"),
+        make_raw_answer("validation_Finance_1", "?"),
+        make_raw_answer("validation_Accounting_1", "?"),
+        make_raw_answer("validation_Accounting_2", "?"),
     ]
     draw = random.Random(42)
     letters = [draw.choice(LETTERS) for _ in range(3)]
@@ -212,25 +212,32 @@ def test_degenerate_answers(data: Path) -> None:
     for protocol in ("official", "corrected"):
         with pytest.raises(UserError, match="no answers"):
             score([], data, protocol)
-        empty = score(final(dict.fromkeys(TRUTHS, "")), data, protocol)
+        empty = score(make_final_answers(dict.fromkeys(TRUTHS, "")), data, protocol)
         assert (empty.values["accuracy"], empty.n) == (0, 5)
-        one = score(final({"validation_Finance_1": "C"}), data, protocol)
+        one = score(make_final_answers({"validation_Finance_1": "C"}), data, protocol)
         assert (one.values["accuracy"], one.n, one.missing) == (1, 1, 4)
     # Officially an id of another subject is passed over, one of a known subject stops the script.
-    passed = score(final({"validation_Finance_1": "C", "validation_Golf_1": "A", "x": "y"}), data)
+    passed = score(
+        make_final_answers({"validation_Finance_1": "C", "validation_Golf_1": "A", "x": "y"}), data
+    )
     assert (passed.values["accuracy"], passed.n) == (1, 1)
     with pytest.raises(UserError, match="'validation_Finance_9' is not the id of a question"):
-        score(final({"validation_Finance_9": "C"}), data)
+        score(make_final_answers({"validation_Finance_9": "C"}), data)
     with pytest.raises(UserError, match="'x' is not the id of a question"):
-        score(final({"x": "y"}), data, "corrected")
-    twice = [*final({"validation_Finance_1": "A"}), *final({"validation_Finance_1": "C"})]
+        score(make_final_answers({"x": "y"}), data, "corrected")
+    twice = [
+        *make_final_answers({"validation_Finance_1": "A"}),
+        *make_final_answers({"validation_Finance_1": "C"}),
+    ]
     assert score(twice, data).values["accuracy"] == 1  # the last counts
     with pytest.raises(UserError, match="2 times"):
         score(twice, data, "corrected")
     with pytest.raises(UserError, match="2 times"):
-        score([raw("validation_Finance_1", "C")] * 2, data)
+        score([make_raw_answer("validation_Finance_1", "C")] * 2, data)
     part = score(
-        final({"validation_Finance_1": "C"}), data, only=frozenset({"validation_Finance_1"})
+        make_final_answers({"validation_Finance_1": "C"}),
+        data,
+        only=frozenset({"validation_Finance_1"}),
     )
     assert (part.n, part.missing) == (1, 0)
 
@@ -239,7 +246,9 @@ def test_degenerate_answers(data: Path) -> None:
 def test_long_answers_cost_their_length(data: Path, piece: str) -> None:
     """A search that restarts within a run of digits would take hours on these."""
     long = piece * (500_000 // len(piece))
-    said = final({"validation_Accounting_3": long}) + [raw("validation_Finance_1", long)]
+    said = make_final_answers({"validation_Accounting_3": long}) + [
+        make_raw_answer("validation_Finance_1", long)
+    ]
     assert score(said, data, "corrected").n == 2
 
 
@@ -286,7 +295,9 @@ def test_corrected_equals_a_plain_second_count(
     folder = tmp_path_factory.mktemp("mmmu")
     truths = {i: {"question_type": k, "ground_truth": t} for i, (k, t) in TRUTHS.items()}
     (folder / "answer_dict_val.json").write_text(json.dumps(truths))
-    values = score([raw(item, said) for item, said in drawn.items()], folder, "corrected").values
+    values = score(
+        [make_raw_answer(item, said) for item, said in drawn.items()], folder, "corrected"
+    ).values
     good = {
         "validation_Accounting_1": {"B"},
         "validation_Accounting_2": {"A"},

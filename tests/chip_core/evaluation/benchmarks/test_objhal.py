@@ -36,7 +36,7 @@ LONG = "here is what I can see"  # six words: the judge is asked
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return coco_cases.synonyms(tmp_path, "synonyms_refine.txt")
+    return coco_cases.write_synonyms(tmp_path, "synonyms_refine.txt")
 
 
 def score(
@@ -55,15 +55,10 @@ def score(
         data=data,
         protocol=protocol,
         resources=Resources(
-            coco=coco or coco_cases.lists(data),
+            coco=coco or coco_cases.write_object_lists(data),
             judge=ReplayJudge([(str(image), reply) for image, reply in replies.items()]),
         ),
     )
-
-
-def counts(scored: Scored, name: str) -> list[tuple[float, float]]:
-    metric = next(metric for metric in scored.metrics if metric.name == name)
-    return [(outcome.numerator, outcome.denominator) for outcome in metric.items]
 
 
 def test_equals_the_official_figures(oracles: Path, nltk_data: None) -> None:
@@ -93,9 +88,9 @@ def test_by_hand(data: Path, plain_language: None) -> None:
     )
     # dog and puppy are two words, of one class; the second dog is the same word.
     # A toilet seat is a toilet, which stands there once already.
-    assert counts(scored, "object_hallucination") == [(1, 4), (1, 2), (0, 0)]
-    assert counts(scored, "response_hallucination") == [(1, 1), (1, 1), (0, 0)]
-    assert counts(scored, "object_recall") == [(2, 2), (1, 2), (0, 0)]
+    assert coco_cases.list_counts(scored, "object_hallucination") == [(1, 4), (1, 2), (0, 0)]
+    assert coco_cases.list_counts(scored, "response_hallucination") == [(1, 1), (1, 1), (0, 0)]
+    assert coco_cases.list_counts(scored, "object_recall") == [(2, 2), (1, 2), (0, 0)]
     assert scored.values == {
         "response_hallucination": 100.0,  # of the two that name an object
         "object_hallucination": 33.33,
@@ -107,28 +102,30 @@ def test_by_hand(data: Path, plain_language: None) -> None:
 def test_pairs_win_over_what_stands_beside_them(data: Path, plain_language: None) -> None:
     """In "dog near a street light" the pair is taken and the dog is not."""
     scored = score(data, {1: '["dog near a street light"]', 3: '["toilet"]'})
-    assert counts(scored, "object_hallucination") == [(1, 1), (0, 1)]
+    assert coco_cases.list_counts(scored, "object_hallucination") == [(1, 1), (0, 1)]
     # Runs of nouns are one word: "dog house" is no dog.
-    assert counts(score(data, {1: '["dog house", "man"]'}), "object_recall") == [(1, 2)]
+    assert coco_cases.list_counts(score(data, {1: '["dog house", "man"]'}), "object_recall") == [
+        (1, 2)
+    ]
 
 
 def test_captions_are_truth_too(data: Path, plain_language: None) -> None:
-    scored = score(data, {1: '["street lights"]'}, coco=coco_cases.annotations(data))
-    assert counts(scored, "object_recall") == [(1, 3)]
-    assert counts(scored, "object_hallucination") == [(0, 1)]
+    scored = score(data, {1: '["street lights"]'}, coco=coco_cases.write_annotations(data))
+    assert coco_cases.list_counts(scored, "object_recall") == [(1, 3)]
+    assert coco_cases.list_counts(scored, "object_hallucination") == [(0, 1)]
 
 
 def test_short_answers_are_not_judged(data: Path, plain_language: None) -> None:
     replies = {1: '["dog"]', 2: '["bus", "dog"]'}
     said = {1: LONG, 2: "a big bus"}
     official = score(data, replies, said=said)
-    assert counts(official, "object_hallucination") == [(0, 1), (0, 0)]
-    assert counts(official, "object_recall") == [(1, 2), (0, 1)]
+    assert coco_cases.list_counts(official, "object_hallucination") == [(0, 1), (0, 0)]
+    assert coco_cases.list_counts(official, "object_recall") == [(1, 2), (0, 1)]
     corrected = score(data, replies, "corrected", said)
-    assert counts(corrected, "object_hallucination") == [(0, 1), (1, 2)]
+    assert coco_cases.list_counts(corrected, "object_hallucination") == [(0, 1), (1, 2)]
 
 
-def test_length(data: Path, plain_language: None) -> None:
+def test_the_average_length_counts_words(data: Path, plain_language: None) -> None:
     said = {1: "one  two three four", 2: ""}
     replies = {1: '["dog"]'}
     # The script splits at each single space, so that nothing is one word: (5 + 1) / 2.
@@ -171,7 +168,7 @@ def test_degenerate_answers(data: Path, plain_language: None) -> None:
         score(data, unknown, "corrected")
     twice = [Answer(item="1", response=LONG, fields={"question": "?"})] * 2
     judge = ReplayJudge([("1", '["dog"]'), ("1", '["bus"]')])
-    resources = Resources(coco=coco_cases.lists(data), judge=judge)
+    resources = Resources(coco=coco_cases.write_object_lists(data), judge=judge)
     scored = OBJHAL.score(twice, data=data, protocol="official", resources=resources)
     assert scored.values["object_hallucination"] == 50.0
     with pytest.raises(UserError, match="item 1 is answered 2 times"):
@@ -188,7 +185,7 @@ def test_chip_is_the_official_script(data: Path, plain_language: None) -> None:
     assert chip.values["average_length"] == 6.0
 
 
-class ListeningJudge:
+class RecordingJudge:
     model = "listener"
 
     def __init__(self) -> None:
@@ -206,9 +203,9 @@ def test_what_the_judge_is_asked(data: Path, plain_language: None) -> None:
     ]
     file = data / "obj_halbench_300_with_image.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in questions))
-    judge = ListeningJudge()
+    judge = RecordingJudge()
     answers = [Answer(item="1", response=LONG)]
-    resources = Resources(coco=coco_cases.lists(data), judge=judge)
+    resources = Resources(coco=coco_cases.write_object_lists(data), judge=judge)
     scored = OBJHAL.score(answers, data=data, protocol="official", resources=resources)
     assert scored.missing == 1  # image 4
     (request,) = judge.asked
@@ -221,7 +218,7 @@ def test_what_the_judge_is_asked(data: Path, plain_language: None) -> None:
     assert judge.asked[1].messages[0]["content"] == f"Q What is there? A {LONG}"
 
 
-def test_what_the_files_hold(data: Path) -> None:
+def test_responses_are_read_from_every_known_key(data: Path) -> None:
     def read(**row: Any) -> Answer:
         file = data / "rows.json"
         file.write_text(json.dumps([row]))

@@ -20,7 +20,7 @@ POPE = BENCHMARKS["pope"]
 LABELS = ("yes", "no", "yes", "no")
 
 
-def data(folder: Path, labels: Sequence[str] = LABELS) -> Path:
+def write_benchmark(folder: Path, labels: Sequence[str] = LABELS) -> Path:
     for split in SPLITS:
         rows = [
             {"question_id": number, "image": "a.jpg", "text": "?", "label": label}
@@ -31,7 +31,7 @@ def data(folder: Path, labels: Sequence[str] = LABELS) -> Path:
     return folder
 
 
-def answers(*said: str, split: str = "random") -> list[Answer]:
+def make_answers(*said: str, split: str = "random") -> list[Answer]:
     return [
         Answer(item=f"{split}/{number}", response=each) for number, each in enumerate(said, start=1)
     ]
@@ -57,7 +57,9 @@ def test_equals_the_official_figures(oracles: Path) -> None:
 
 def test_by_hand(tmp_path: Path) -> None:
     """Labels yes, no, yes, no; said yes, yes, no, no: TP, FP, FN, TN."""
-    scored = score(answers("Yes", "yes it is", "No.", "There is not."), data(tmp_path))
+    scored = score(
+        make_answers("Yes", "yes it is", "No.", "There is not."), write_benchmark(tmp_path)
+    )
     assert scored.values == {
         "random/accuracy": 2 / 4,
         "random/precision": 1 / 2,
@@ -94,14 +96,16 @@ def test_by_hand(tmp_path: Path) -> None:
         (" .. ", "yes", None),
     ],
 )
-def test_reading(answer: str, official: str, corrected: str | None) -> None:
+def test_an_answer_is_read_by_the_script_and_by_our_reader(
+    answer: str, official: str, corrected: str | None
+) -> None:
     assert parse_as_script(answer) == official
     assert read_verdict(answer) == corrected
 
 
 def test_official_pairs_by_position_and_corrected_by_id(tmp_path: Path) -> None:
-    data(tmp_path)
-    right = answers("yes", "no", "yes", "no")
+    write_benchmark(tmp_path)
+    right = make_answers("yes", "no", "yes", "no")
     moved = [right[1], right[0], right[2], right[3]]
     assert score(moved, tmp_path).values["random/accuracy"] == 2 / 4
     assert score(moved, tmp_path, "corrected").values["random/accuracy"] == 1
@@ -112,17 +116,17 @@ def test_official_pairs_by_position_and_corrected_by_id(tmp_path: Path) -> None:
 
 
 def test_rows_too_many_and_too_few(tmp_path: Path) -> None:
-    data(tmp_path)
-    many = score(answers("yes", "no", "yes", "no", "yes", "yes"), tmp_path)
+    write_benchmark(tmp_path)
+    many = score(make_answers("yes", "no", "yes", "no", "yes", "yes"), tmp_path)
     assert many.values["random/accuracy"] == 1
     assert many.values["random/yes_ratio"] == 4 / 6  # the official count goes over all answers
     assert many.n == 4
-    few = score(answers("yes", "no"), tmp_path)
+    few = score(make_answers("yes", "no"), tmp_path)
     assert (few.values["random/accuracy"], few.n, few.missing) == (1, 2, 10)
 
 
 def test_of_a_part_the_labels_of_that_part_count(tmp_path: Path) -> None:
-    data(tmp_path)
+    write_benchmark(tmp_path)
     part = [Answer(item="random/3", response="yes"), Answer(item="random/4", response="no")]
     only = frozenset({"random/3", "random/4"})
     scored = score(part, tmp_path, only=only)
@@ -130,37 +134,39 @@ def test_of_a_part_the_labels_of_that_part_count(tmp_path: Path) -> None:
 
 
 def test_where_the_official_script_divides_by_zero(tmp_path: Path) -> None:
-    data(tmp_path)
+    write_benchmark(tmp_path)
     with pytest.raises(UserError, match="pope/random: no answer is read as yes"):
-        score(answers("no", "no", "no", "no"), tmp_path)
-    corrected = score(answers("no", "no", "no", "no"), tmp_path, "corrected").values
+        score(make_answers("no", "no", "no", "no"), tmp_path)
+    corrected = score(make_answers("no", "no", "no", "no"), tmp_path, "corrected").values
     assert corrected["random/precision"] is None
     # No label that is yes is found: 2·0 / (0 + 0 + 2).
     assert (corrected["random/recall"], corrected["random/f1"]) == (0, 0)
     assert corrected["random/accuracy"] == 2 / 4
     with pytest.raises(UserError, match="no answer is correctly yes"):
-        score(answers("no", "yes", "no", "yes"), tmp_path)
+        score(make_answers("no", "yes", "no", "yes"), tmp_path)
     with pytest.raises(UserError, match="no label is yes"):
-        score(answers("yes"), data(tmp_path, ["no"]))
+        score(make_answers("yes"), write_benchmark(tmp_path, ["no"]))
 
 
 @pytest.mark.parametrize("protocol", ["official", "corrected"])
 def test_degenerate_answers(tmp_path: Path, protocol: ProtocolName) -> None:
-    data(tmp_path)
+    write_benchmark(tmp_path)
     with pytest.raises(UserError, match="no answers"):
         score([], tmp_path, protocol)
     with pytest.raises(UserError, match="'7' is not the id of a question"):
         score([Answer(item="7", response="yes")], tmp_path, protocol)
-    long = score(answers("yes " * 2_500_000), tmp_path, protocol)
+    long = score(make_answers("yes " * 2_500_000), tmp_path, protocol)
     assert long.values["random/accuracy"] == 1
-    empty = score(answers("", "", "", ""), tmp_path, protocol).values["random/accuracy"]
+    empty = score(make_answers("", "", "", ""), tmp_path, protocol).values["random/accuracy"]
     assert empty == (0.5 if protocol == "official" else 0)
 
 
 def test_what_has_no_verdict_is_wrong_counted_and_shown(tmp_path: Path) -> None:
     """Labels yes, no, yes, no; of four answers two say nothing: one of them would have been no."""
     scored = score(
-        answers("Yes", "A kitchen.", "I cannot tell.\n", "no"), data(tmp_path), "corrected"
+        make_answers("Yes", "A kitchen.", "I cannot tell.\n", "no"),
+        write_benchmark(tmp_path),
+        "corrected",
     )
     assert scored.values["random/accuracy"] == 2 / 4
     assert scored.values["random/recall"] == 1 / 2  # the unread answer to a yes is no hit
@@ -169,15 +175,15 @@ def test_what_has_no_verdict_is_wrong_counted_and_shown(tmp_path: Path) -> None:
         ("random/3", "I cannot tell.", "answer"),
     ]
     assert (scored.n, scored.missing) == (4, 3 * 4 - 4)  # answered, so not missing
-    assert score(answers("Yes", "A kitchen."), tmp_path).unreadable == ()  # there it is a yes
+    assert score(make_answers("Yes", "A kitchen."), tmp_path).unreadable == ()  # there it is a yes
 
 
 def test_no_chip_and_no_repeats(tmp_path: Path) -> None:
-    data(tmp_path)
+    write_benchmark(tmp_path)
     with pytest.raises(UserError, match="pope: protocol chip"):
-        score(answers("yes"), tmp_path, "chip")
+        score(make_answers("yes"), tmp_path, "chip")
     with pytest.raises(UserError, match="random/1 is answered 2 times"):
-        score([*answers("yes"), *answers("yes")], tmp_path, "corrected")
+        score([*make_answers("yes"), *make_answers("yes")], tmp_path, "corrected")
 
 
 def test_reading_files(tmp_path: Path) -> None:
@@ -203,7 +209,7 @@ def test_corrected_equals_a_plain_second_count(
     tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[str, bool, str]]
 ) -> None:
     folder = tmp_path_factory.mktemp("pope")
-    data(folder, [])
+    write_benchmark(folder, [])
     given_answers = []
     for number, (split, truth, said) in enumerate(drawn):
         with (folder / f"coco_pope_{split}.json").open("a") as file:

@@ -20,7 +20,7 @@ from chip_core.utils.errors import UserError
 QA = BENCHMARKS["scienceqa"]
 
 
-def problem(answer: int, image: bool, subject: str, hint: str, grade: int) -> dict[str, Any]:
+def make_problem(answer: int, image: bool, subject: str, hint: str, grade: int) -> dict[str, Any]:
     return {
         "choices": ["x", "y", "z"],
         "answer": answer,
@@ -32,16 +32,16 @@ def problem(answer: int, image: bool, subject: str, hint: str, grade: int) -> di
 
 
 PROBLEMS = {
-    "4": problem(0, True, "natural", "a hint", 2),
-    "5": problem(1, False, "natural", "", 8),
-    "11": problem(2, True, "social", "", 12),
-    "12": problem(0, False, "language", "a hint", 6),
-    "13": problem(1, False, "language", "", 3),  # of another split
+    "4": make_problem(0, True, "natural", "a hint", 2),
+    "5": make_problem(1, False, "natural", "", 8),
+    "11": make_problem(2, True, "social", "", 12),
+    "12": make_problem(0, False, "language", "a hint", 6),
+    "13": make_problem(1, False, "language", "", 3),  # of another split
 }
 TEST = ["4", "5", "11", "12"]
 
 
-def write(folder: Path, problems: Mapping[str, Any], test: Sequence[str]) -> Path:
+def write_benchmark(folder: Path, problems: Mapping[str, Any], test: Sequence[str]) -> Path:
     (folder / "problems.json").write_text(json.dumps(problems))
     (folder / "pid_splits.json").write_text(json.dumps({"test": test, "train": ["13"]}))
     return folder
@@ -49,10 +49,10 @@ def write(folder: Path, problems: Mapping[str, Any], test: Sequence[str]) -> Pat
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return write(tmp_path, PROBLEMS, TEST)
+    return write_benchmark(tmp_path, PROBLEMS, TEST)
 
 
-def answers(**said: str) -> list[Answer]:
+def make_answers(**said: str) -> list[Answer]:
     return [Answer(item=item[1:], response=each) for item, each in said.items()]
 
 
@@ -62,7 +62,7 @@ def score(given: Sequence[Answer], folder: Path, protocol: ProtocolName = "offic
 
 def test_by_hand(data: Path) -> None:
     """4 right, 5 wrong, 11 right, 12 not answered: wrong officially, left out under corrected."""
-    given_answers = answers(_4="A", _5="A. x", _11="I say. The answer is C.")
+    given_answers = make_answers(_4="A", _5="A. x", _11="I say. The answer is C.")
     official = score(given_answers, data)
     assert official.values == {
         "accuracy": 50.0,
@@ -84,8 +84,8 @@ def test_by_hand(data: Path) -> None:
 
 
 def test_two_decimals_officially(data: Path) -> None:
-    write(data, PROBLEMS, ["4", "5", "11"])
-    values = score(answers(_4="A", _5="C", _11="A"), data).values
+    write_benchmark(data, PROBLEMS, ["4", "5", "11"])
+    values = score(make_answers(_4="A", _5="C", _11="A"), data).values
     assert values["accuracy"] == 33.33
 
 
@@ -127,22 +127,22 @@ def test_reading_letters(answer: str, official: str | None, corrected: str | Non
 
 
 def test_a_letter_past_the_choices_is_wrong(data: Path) -> None:
-    assert score(answers(_4="E", _5="B", _11="C", _12="A"), data).values["accuracy"] == 75
+    assert score(make_answers(_4="E", _5="B", _11="C", _12="A"), data).values["accuracy"] == 75
 
 
 def test_degenerate_answers(data: Path) -> None:
     for protocol in ("official", "corrected"):
         with pytest.raises(UserError, match="no answers"):
             score([], data, protocol)
-        long = score(answers(_4="A" * 10_000_000), data, protocol)
+        long = score(make_answers(_4="A" * 10_000_000), data, protocol)
         assert long.values["accuracy"] == 0
-    twice = [*answers(_4="B", _99="A"), *answers(_4="A")]
+    twice = [*make_answers(_4="B", _99="A"), *make_answers(_4="A")]
     assert score(twice, data).values["accuracy"] == 25  # the last counts, 99 is passed over
     with pytest.raises(UserError, match="'99' is not the id of a question"):
         score(twice, data, "corrected")
     with pytest.raises(UserError, match="4 is answered 2 times"):
-        score(answers(_4="A") * 2, data, "corrected")
-    empty = score(answers(_4="", _5="", _11="", _12=""), data, "corrected")
+        score(make_answers(_4="A") * 2, data, "corrected")
+    empty = score(make_answers(_4="", _5="", _11="", _12=""), data, "corrected")
     assert (empty.values["accuracy"], empty.n) == (0, 4)
 
 
@@ -167,10 +167,10 @@ def test_reading_files(tmp_path: Path) -> None:
 def test_broken_benchmark_files(data: Path, file: str, text: str, said: str) -> None:
     (data / file).write_text(text)
     with pytest.raises(UserError, match=said):
-        score(answers(_4="A"), data)
+        score(make_answers(_4="A"), data)
     (data / file).unlink()
     with pytest.raises(UserError, match=f"holds no {file}"):
-        score(answers(_4="A"), data)
+        score(make_answers(_4="A"), data)
 
 
 DRAWN = st.dictionaries(st.sampled_from(TEST), st.sampled_from("ABCDE?"), min_size=1)
@@ -180,7 +180,7 @@ DRAWN = st.dictionaries(st.sampled_from(TEST), st.sampled_from("ABCDE?"), min_si
 def test_corrected_equals_a_plain_second_count(
     tmp_path_factory: pytest.TempPathFactory, drawn: dict[str, str]
 ) -> None:
-    folder = write(tmp_path_factory.mktemp("qa"), PROBLEMS, TEST)
+    folder = write_benchmark(tmp_path_factory.mktemp("qa"), PROBLEMS, TEST)
     given_answers = [Answer(item=item, response=said) for item, said in drawn.items()]
     values = score(given_answers, folder, "corrected").values
     truth = {"4": "A", "5": "B", "11": "C", "12": "A"}

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from .real_server import Server, make_arm, running
+from .transformers_server import Server, make_adapter, run_server
 
 
 @pytest.fixture(scope="package")
 def server() -> Iterator[Server]:
-    with running() as started:
+    with run_server() as started:
         yield started
 
 
 @pytest.fixture(scope="package")
 def arms(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("arms")
-    return make_arm(folder / "one", 1), make_arm(folder / "two", 2)
+    return make_adapter(folder / "one", 1), make_adapter(folder / "two", 2)

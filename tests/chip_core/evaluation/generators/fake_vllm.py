@@ -67,7 +67,7 @@ def main() -> None:
     from chip_core.models import loading
     from chip_core.models.adapters import merge_adapters
 
-    from .real_server import Server
+    from .transformers_server import Server
 
     torch.set_num_threads(1)
     base, named = sys.argv[2], dict(zip(sys.argv, sys.argv[1:], strict=False))

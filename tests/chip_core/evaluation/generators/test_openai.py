@@ -23,8 +23,15 @@ from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import read_records
 
-from ..judge.server import good, serving
-from .real_server import SIX, Server, arm_context, running, settings, with_server
+from ..judge.server import rate_question, run_judge_server
+from .transformers_server import (
+    SIX_ITEMS,
+    Server,
+    make_arm_context,
+    make_generator_config,
+    run_server,
+    use_server,
+)
 
 Arms = tuple[Path, Path]
 
@@ -34,7 +41,7 @@ def read_responses(folder: Path) -> list[str]:
 
 
 def read_stored_items(folder: Path) -> list[str]:
-    """The items of all answers on disk but transformers' own."""
+    """Read the items of all answers on disk but transformers' own."""
     files = (folder / "answers").iterdir()
     rows = [read_records(file) for file in files]
     return [row["item"] for lines in rows for row in lines if "prompt_tokens" in row]
@@ -46,12 +53,12 @@ def test_each_arm_answers_by_its_own_weights_as_it_does_in_this_process(
     answers = []
     for arm in (None, *arms):
         name = "base" if arm is None else arm.name
-        expected = evaluate(arm_context(tmp_path / "here" / name, arm), "report", SIX)
+        expected = evaluate(make_arm_context(tmp_path / "here" / name, arm), "report", SIX_ITEMS)
         folder = tmp_path / "there" / name
-        context = with_server(arm_context(folder, arm), server.url)
+        context = use_server(make_arm_context(folder, arm), server.url)
         assert context.generator is not None
-        generate_reference_answers(context, "report", SIX)
-        found = evaluate(context, "report", SIX)
+        generate_reference_answers(context, "report", SIX_ITEMS)
+        found = evaluate(context, "report", SIX_ITEMS)
         context.generator.close()
         assert not (folder / SERVED_FOLDER).exists()  # merged weights are not left behind
         assert read_responses(folder) == read_responses(tmp_path / "here" / name)
@@ -62,9 +69,8 @@ def test_each_arm_answers_by_its_own_weights_as_it_does_in_this_process(
         if arm is not None:
             assert parity["adapter"]["trained"] == parity["adapter"]["differ"] > 0
         assert found.metadata["generator"] == f"transformers 5 at {server.url}"
-        assert sorted(read_stored_items(folder)) == sorted(
-            {*read_stored_items(folder)}
-        )  # each once
+        # Each item is stored once.
+        assert sorted(read_stored_items(folder)) == sorted({*read_stored_items(folder)})
         answers.append(read_responses(folder))
     assert len({tuple(each) for each in answers}) == 3
 
@@ -78,7 +84,7 @@ def test_a_trial_is_answered_by_a_server_with_all_that_it_trained(
         language_model="lora",
         training__max_steps=2,
         optimizer__lr=3e-3,
-        benchmarks={"report": [SIX]},
+        benchmarks={"report": [SIX_ITEMS]},
         evaluation={"generator": engine, "parity": {"items": 4, "share": 1.0}},
     )
     found = run_trial(config, folder=tmp_path / "a")
@@ -95,27 +101,27 @@ def test_a_trial_is_answered_by_a_server_with_all_that_it_trained(
 def test_a_server_that_is_killed_and_started_again_gives_the_same_answers_each_once(
     tmp_path: Path,
 ) -> None:
-    with running() as server:
-        whole = with_server(arm_context(tmp_path / "whole", None), server.url)
-        evaluate(whole, "report", SIX)
+    with run_server() as server:
+        whole = use_server(make_arm_context(tmp_path / "whole", None), server.url)
+        evaluate(whole, "report", SIX_ITEMS)
 
         def killing(progress: Progress) -> None:
             if progress.phase == "check shapes" and progress.done == 2:
                 server.kill()
 
-        killed = with_server(
-            arm_context(tmp_path / "killed", None, report_progress=killing), server.url
+        killed = use_server(
+            make_arm_context(tmp_path / "killed", None, report_progress=killing), server.url
         )
         with pytest.raises(TrialError, match="start it again; answers received so far are kept"):
-            evaluate(killed, "report", SIX)
+            evaluate(killed, "report", SIX_ITEMS)
         left = read_stored_items(tmp_path / "killed")
         assert 2 <= len(left) < 6
         server.start()
         told: list[Progress] = []
-        context = arm_context(
+        context = make_arm_context(
             tmp_path / "again", None, earlier=[tmp_path / "killed"], report_progress=told.append
         )
-        found = evaluate(with_server(context, server.url), "report", SIX)
+        found = evaluate(use_server(context, server.url), "report", SIX_ITEMS)
         assert [each.done for each in told if each.phase == "check shapes"][0] == len(left)
         assert found.metadata["taken_over"] == 4  # the sample, as the gate had it
         assert read_responses(tmp_path / "again") == read_responses(tmp_path / "whole")
@@ -126,10 +132,11 @@ def test_a_server_that_is_killed_and_started_again_gives_the_same_answers_each_o
 
 
 def test_what_another_model_answered_ends_the_evaluation(tmp_path: Path) -> None:
-    with serving(good) as judge:  # which names another model as the maker of what it says
-        context = with_server(arm_context(tmp_path, None), judge.url, server="other", model="m")
+    # The judge's server names another model as the one that made its replies.
+    with run_judge_server(rate_question) as judge:
+        context = use_server(make_arm_context(tmp_path, None), judge.url, server="other", model="m")
         with pytest.raises(TrialError, match="was answered by model judge-2026-01-01, not by m$"):
-            evaluate(context, "report", SIX)
+            evaluate(context, "report", SIX_ITEMS)
         assert read_stored_items(tmp_path) == []
 
 
@@ -138,11 +145,13 @@ def test_a_server_of_this_process_is_asked_past_the_environment_s_proxy(
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     model, item = (
-        arm_context(tmp_path, None).answering_model,
+        make_arm_context(tmp_path, None).answering_model,
         Item(id="1", prompt="What?", pictures=()),
     )
-    with serving(good) as judge:
-        generator = OpenAIGenerator(settings(judge.url), tmp_path, {"base": "m"}, key="k")
+    with run_judge_server(rate_question) as judge:
+        generator = OpenAIGenerator(
+            make_generator_config(judge.url), tmp_path, {"base": "m"}, key="k"
+        )
         with pytest.raises(TrialError, match="was answered by model judge-2026-01-01, not by m$"):
             generator.answer([item], model, Decoding(max_new_tokens=2), print)
 
@@ -162,7 +171,7 @@ def test_a_picture_is_encoded_once_for_its_questions(tmp_path: Path) -> None:
         shown, asked = body["messages"][0]["content"]
         held = base64.b64decode(shown["image_url"]["url"].split(",")[1])
         colour = Image.open(io.BytesIO(held)).getpixel((0, 0))
-        handler.say(f"{asked['text']} {colour}", model=body["model"])
+        handler.reply(f"{asked['text']} {colour}", model=body["model"])
 
     colours = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255)}
     items = [
@@ -170,9 +179,11 @@ def test_a_picture_is_encoded_once_for_its_questions(tmp_path: Path) -> None:
         for number in range(5)
         for key in colours
     ]
-    model, responses = arm_context(tmp_path, None).answering_model, dict[str, str]()
-    with serving(sees) as server:
-        generator = OpenAIGenerator(settings(server.url, concurrency=8), tmp_path, {"base": "m"})
+    model, responses = make_arm_context(tmp_path, None).answering_model, dict[str, str]()
+    with run_judge_server(sees) as server:
+        generator = OpenAIGenerator(
+            make_generator_config(server.url, concurrency=8), tmp_path, {"base": "m"}
+        )
         generator.answer(
             items,
             model,
@@ -191,10 +202,10 @@ def test_a_model_that_is_not_served_ends_it_with_what_to_do(tmp_path: Path, arms
     def missing(handler: Any, number: int, body: Any) -> None:
         handler.send({"error": {"message": "no such model"}}, status=404)
 
-    with serving(missing) as judge:
-        context = with_server(arm_context(tmp_path, arms[0]), judge.url, server="other")
+    with run_judge_server(missing) as judge:
+        context = use_server(make_arm_context(tmp_path, arms[0]), judge.url, server="other")
         with pytest.raises(TrialError) as error:
-            evaluate(context, "report", SIX)
+            evaluate(context, "report", SIX_ITEMS)
         (name,) = {call["model"] for call in judge.calls}
         assert name.startswith("chip-")
         assert f"serves no model {name}" in str(error.value)
@@ -210,13 +221,13 @@ def test_an_adapter_is_loaded_under_the_name_of_its_weights(tmp_path: Path, arms
         asked.append((handler.path, body))
         handler.send({}, status=404)
 
-    with serving(vllm) as judge:
-        context = with_server(arm_context(tmp_path, arms[0]), judge.url, server="vllm")
+    with run_judge_server(vllm) as judge:
+        context = use_server(make_arm_context(tmp_path, arms[0]), judge.url, server="vllm")
         assert isinstance(context.generator, OpenAIGenerator)
         with pytest.raises(
             TrialError, match="does not accept adapters while it runs: start it with --en"
         ):
-            evaluate(context, "report", SIX)
+            evaluate(context, "report", SIX_ITEMS)
         ((path, body),) = asked
         assert path == "/v1/load_lora_adapter"
         assert body["lora_path"] == str(arms[0]) and body["lora_name"].startswith("chip-")
@@ -225,9 +236,11 @@ def test_an_adapter_is_loaded_under_the_name_of_its_weights(tmp_path: Path, arms
 def test_a_server_that_is_away_is_lost_when_an_adapter_is_loaded_too(
     tmp_path: Path, arms: Arms
 ) -> None:
-    generator = OpenAIGenerator(settings("http://127.0.0.1:9/v1", server="vllm"), tmp_path)
+    generator = OpenAIGenerator(
+        make_generator_config("http://127.0.0.1:9/v1", server="vllm"), tmp_path
+    )
     item = Item(id="1", prompt="What?", pictures=())
     for arm in (None, arms[0]):
-        model = arm_context(tmp_path, arm).answering_model
+        model = make_arm_context(tmp_path, arm).answering_model
         with pytest.raises(ServerLostError, match="no connection: start it again"):
             generator.answer([item], model, Decoding(max_new_tokens=2), print)

@@ -16,8 +16,8 @@ from chip_core.evaluation.generators.delivery import make_model_folder
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.errors import TrialError
 
-from ..judge.server import serving
-from .real_server import SIX, Server, arm_context, copy_model, with_server
+from ..judge.server import run_judge_server
+from .transformers_server import SIX_ITEMS, Server, copy_model, make_arm_context, use_server
 
 Arms = tuple[Path, Path]
 #: Where the two adapters say the same, its own is not missed; where they do not, one of these.
@@ -29,11 +29,11 @@ def test_another_template_is_another_prompt(tmp_path: Path, server: Server) -> N
     template = TEMPLATE.replace("assistant: ", "assistant: the ")
     folder = copy_model(tmp_path / "changed", chat_template__jinja=template)
     assert template != TEMPLATE
-    context = with_server(arm_context(tmp_path / "a", None), server.url, model=str(folder))
+    context = use_server(make_arm_context(tmp_path / "a", None), server.url, model=str(folder))
     with pytest.raises(
         TrialError, match="reads different prompts than transformers: 4 of 4 have oth"
     ):
-        evaluate(context, "report", SIX)
+        evaluate(context, "report", SIX_ITEMS)
 
 
 def test_a_picture_that_is_dropped_on_the_way_is_another_prompt(
@@ -44,10 +44,10 @@ def test_a_picture_that_is_dropped_on_the_way_is_another_prompt(
         message["content"] = [part for part in message["content"] if part["type"] == "text"]
         handler.send(requests.post(f"{server.url}/chat/completions", json=body).json())
 
-    with serving(without_pictures) as between:
-        context = with_server(arm_context(tmp_path, None), between.url)
+    with run_judge_server(without_pictures) as between:
+        context = use_server(make_arm_context(tmp_path, None), between.url)
         with pytest.raises(TrialError, match="4 of 4 have other tokens") as error:
-            evaluate(context, "report", SIX)
+            evaluate(context, "report", SIX_ITEMS)
     here, there = re.findall(r"(\d+) here, (\d+) there", str(error.value))[0]
     assert int(here) - int(there) == 36  # the picture's
 
@@ -55,17 +55,17 @@ def test_a_picture_that_is_dropped_on_the_way_is_another_prompt(
 def test_an_adapter_of_another_arm_or_without_effect_is_refused(
     tmp_path: Path, server: Server, arms: Arms
 ) -> None:
-    other = arm_context(tmp_path / "other", arms[1])
+    other = make_arm_context(tmp_path / "other", arms[1])
     place = make_model_folder(other.answering_model, tmp_path / "other")
-    context = arm_context(tmp_path / "a", arms[0])
-    wrong = with_server(context, server.url, {context.weights: str(place)})
+    context = make_arm_context(tmp_path / "a", arms[0])
+    wrong = use_server(context, server.url, {context.weights: str(place)})
     with pytest.raises(TrialError, match=REFUSED):
-        evaluate(wrong, "report", SIX)
-    without = with_server(
-        arm_context(tmp_path / "b", arms[0]), server.url, {context.weights: str(MODEL_FOLDER)}
+        evaluate(wrong, "report", SIX_ITEMS)
+    without = use_server(
+        make_arm_context(tmp_path / "b", arms[0]), server.url, {context.weights: str(MODEL_FOLDER)}
     )
     with pytest.raises(TrialError, match="does not apply the arm's adapter: of [1-4] ans"):
-        evaluate(without, "report", SIX)
+        evaluate(without, "report", SIX_ITEMS)
 
 
 def test_a_precision_that_changes_answers_is_refused_with_the_first_token(
@@ -75,11 +75,11 @@ def test_a_precision_that_changes_answers_is_refused_with_the_first_token(
     weights = load_file(folder / "model.safetensors")
     rounded = {name: w.to(torch.float8_e4m3fn).to(w.dtype) for name, w in weights.items()}
     save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
-    context = with_server(arm_context(tmp_path / "a", None), server.url, model=str(folder))
+    context = use_server(make_arm_context(tmp_path / "a", None), server.url, model=str(folder))
     with pytest.raises(TrialError) as error:
-        evaluate(context, "report", SIX)
+        evaluate(context, "report", SIX_ITEMS)
     assert "evaluation.parity.share is 1 (item " in str(error.value)
     assert "whose log-probability is +" in str(error.value)  # transformers liked its own more
     # The same weights as an arm's own: it is they that are served, and they are taken.
-    arm = with_server(arm_context(tmp_path / "b", folder), server.url)
-    assert evaluate(arm, "report", SIX).metadata["parity"]["equal"] == 4
+    arm = use_server(make_arm_context(tmp_path / "b", folder), server.url)
+    assert evaluate(arm, "report", SIX_ITEMS).metadata["parity"]["equal"] == 4

@@ -26,7 +26,7 @@ from chip_core.utils.errors import TrialError
 from chip_core.utils.files import write_json
 
 from .fake_vllm import QUICK, write_program
-from .real_server import arm_context
+from .transformers_server import make_arm_context
 
 SETTINGS = GeneratorConfig.model_validate({"kind": "vllm", "serves": "study", "retries": 0})
 
@@ -37,15 +37,15 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_server, "_CHECK_INTERVAL", 0.05)
 
 
-def server(folder: Path, **given: Any) -> StudyServer:
+def make_server(folder: Path, **given: Any) -> StudyServer:
     return StudyServer(SETTINGS, ModelConfig(path="shapes"), folder, rank=16, **given)
 
 
-def process_of(log: Path) -> psutil.Process:
+def find_process(log: Path) -> psutil.Process:
     return psutil.Process(int(log.read_text().split()[1]))
 
 
-def soon(what: Callable[[], bool]) -> None:
+def wait_until(what: Callable[[], bool]) -> None:
     until = time.monotonic() + 60
     while not what():
         assert time.monotonic() < until
@@ -54,26 +54,26 @@ def soon(what: Callable[[], bool]) -> None:
 
 def test_it_is_started_again_once_and_nothing_is_left_of_it(tmp_path: Path) -> None:
     folder, lost = tmp_path / "engine", list[str]()
-    with server(folder, devices=["2", "3"], on_lost=lost.append) as running:
+    with make_server(folder, devices=["2", "3"], on_lost=lost.append) as running:
         first = read_address(running.address)
         assert (first.number, first.state, first.label) == (1, "up", "vLLM 0.0.1")
         assert stat.S_IMODE(running.address.stat().st_mode) == 0o600
         said = (folder / "vllm-1.log").read_text()
         assert " 2,3 serve " in said and "--host 127.0.0.1" in said
         assert "--enable-lora --max-loras 8 --max-lora-rank 16" in said
-        one = process_of(folder / "vllm-1.log")
+        one = find_process(folder / "vllm-1.log")
         one.kill()
-        soon(lambda: read_address(running.address).number == 2)
+        wait_until(lambda: read_address(running.address).number == 2)
         second = read_address(running.address)
         assert second.state == "up" and second.key != first.key
         assert lost == []
-        two = process_of(folder / "vllm-2.log")
+        two = find_process(folder / "vllm-2.log")
         two.kill()
-        soon(lambda: lost != [])
+        wait_until(lambda: lost != [])
         gone = read_address(running.address)
         assert gone.state == "gone" and "was already restarted once" in gone.why
         generator = SharedGenerator(SETTINGS, tmp_path, running.address)
-        asked = arm_context(tmp_path, None).answering_model
+        asked = make_arm_context(tmp_path, None).answering_model
         with pytest.raises(TrialError, match="restarted once .*; answers received so far are kept"):
             generator.answer(
                 [Item(id="1", prompt="?", pictures=())], asked, Decoding(max_new_tokens=1), print
@@ -87,14 +87,14 @@ def test_a_full_disk_as_it_is_started_again_ends_the_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost = list[str]()
-    with server(tmp_path / "engine", on_lost=lost.append) as running:
+    with make_server(tmp_path / "engine", on_lost=lost.append) as running:
 
         def full(*what: Any) -> None:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(study_server, "write_private_json", full)
-        process_of(tmp_path / "engine" / "vllm-1.log").kill()
-        soon(lambda: lost != [])
+        find_process(tmp_path / "engine" / "vllm-1.log").kill()
+        wait_until(lambda: lost != [])
         assert "could not be restarted: [Errno 28] No space left on device" in lost[0]
         with pytest.raises(TrialError):  # no trial waits for what nobody will write
             read_address(running.address)
@@ -103,12 +103,12 @@ def test_a_full_disk_as_it_is_started_again_ends_the_waiting(
 def test_a_port_that_another_program_has_is_left_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with server(tmp_path / "other") as other, socket.socket() as silent:
+    with make_server(tmp_path / "other") as other, socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))  # and never answers
         taken = int(read_address(other.address).base_url.rpartition(":")[2].removesuffix("/v1"))
         left, free = [taken, silent.getsockname()[1]], vllm.free_port
         monkeypatch.setattr(vllm, "free_port", lambda: left.pop() if left else free())
-        with server(tmp_path / "own") as own:
+        with make_server(tmp_path / "own") as own:
             found = read_address(own.address).base_url
             assert left == [] and found != read_address(other.address).base_url
 
@@ -119,7 +119,7 @@ def test_a_start_is_given_up_where_the_study_stops(
     asked = threading.Event()
     with (
         pytest.raises(TrialError, match="was stopped before it had started"),
-        server(tmp_path / "engine", should_stop=lambda: asked.is_set() or asked.set() is None),
+        make_server(tmp_path / "engine", should_stop=lambda: asked.is_set() or asked.set() is None),
     ):
         pass
     assert not (tmp_path / "engine" / study_server.ADDRESS_FILE).exists()
@@ -128,14 +128,14 @@ def test_a_start_is_given_up_where_the_study_stops(
 
 
 def test_ctrl_c_at_the_terminal_does_not_reach_it(tmp_path: Path) -> None:
-    with server(tmp_path / "engine") as running:
-        process = process_of(tmp_path / "engine" / "vllm-1.log")
+    with make_server(tmp_path / "engine") as running:
+        process = find_process(tmp_path / "engine" / "vllm-1.log")
         guard = process.parent()
         assert guard is not None
         groups = {os.getpgid(process.pid), os.getpgid(guard.pid)}
         assert os.getpgid(0) not in groups and len(groups) == 2
         process.send_signal(signal.SIGTERM)
-        soon(lambda: read_address(running.address).number == 2)
+        wait_until(lambda: read_address(running.address).number == 2)
 
 
 def test_another_machine_s_server_is_refused(tmp_path: Path) -> None:

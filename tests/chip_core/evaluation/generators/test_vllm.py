@@ -26,7 +26,13 @@ from chip_core.evaluation.task import Decoding, Item
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.errors import TrialError
 
-from .real_server import SIX, arm_context, free_port, make_arm, settings
+from .transformers_server import (
+    SIX_ITEMS,
+    find_free_port,
+    make_adapter,
+    make_arm_context,
+    make_generator_config,
+)
 
 Arms = tuple[Path, Path]
 
@@ -36,7 +42,7 @@ def test_the_command_line_names_weights_by_their_hash_and_listens_on_this_machin
 ) -> None:
     given = {"max_model_len": 256, "enforce_eager": True, "limit_mm_per_prompt": {"image": 1}}
     settings = GeneratorConfig.model_validate({"kind": "vllm", "options": given})
-    base = arm_context(tmp_path, None).answering_model
+    base = make_arm_context(tmp_path, None).answering_model
     name = arm_name("base")
     assert serve_command("vllm", settings, base, model_folder=None, port=8123) == [
         *("vllm", "serve", str(MODEL_FOLDER), "--host", "127.0.0.1", "--port", "8123"),
@@ -44,7 +50,7 @@ def test_the_command_line_names_weights_by_their_hash_and_listens_on_this_machin
         *("--served-model-name", name),
         *("--max-model-len=256", "--enforce-eager", '--limit-mm-per-prompt={"image": 1}'),
     ]
-    arm = replace(arm_context(tmp_path, arms[0]).answering_model, bf16=True)
+    arm = replace(make_arm_context(tmp_path, arms[0]).answering_model, bf16=True)
     command = serve_command("vllm", settings, arm, model_folder=None, port=1)
     assert command[command.index("--dtype") + 1] == "bfloat16"
     assert command[command.index("--lora-modules") + 1] == f"{arm_name('one')}={arms[0]}"
@@ -94,25 +100,25 @@ def test_an_adapter_beyond_the_language_model_is_served_merged(
     program.write_text('#!/bin/sh\n[ "$1" = --version ] && echo 0.0.1 && exit\necho "$@"\nexit 1\n')
     program.chmod(0o755)
     monkeypatch.setenv("CHIP_ABLATE_VLLM", str(program))
-    arm = make_arm(tmp_path / "tower", 1, tower=True)
-    model = arm_context(tmp_path, arm).answering_model
+    arm = make_adapter(tmp_path / "tower", 1, tower=True)
+    model = make_arm_context(tmp_path, arm).answering_model
     generator = VllmGenerator(GeneratorConfig.model_validate("vllm"), tmp_path)
     item = Item(id="1", prompt="What?", pictures=())
     with pytest.raises(TrialError, match=r"did not start: serve \S*/.served/chip-") as error:
         generator.answer([item], model, Decoding(max_new_tokens=2), print)
     generator.close()
     assert "--lora-modules" not in str(error.value)
-    loads = settings("http://127.0.0.1:9/v1", server="vllm")
+    loads = make_generator_config("http://127.0.0.1:9/v1", server="vllm")
     with pytest.raises(TrialError, match="but this arm trained an adapter on its vision_encoder: "):
         Delivery(loads, None, tmp_path, {}, str).deliver(model)
 
 
-def listens(port: int) -> bool:
+def is_listening(port: int) -> bool:
     with socket.socket() as asking:
         return asking.connect_ex(("127.0.0.1", port)) == 0
 
 
-def started(log: Path, port: int) -> LocalServer:
+def start_server(log: Path, port: int) -> LocalServer:
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
     health = f"http://127.0.0.1:{port}/"
     return LocalServer(command, health=health, log=log, environment={}, start_timeout=60)
@@ -123,11 +129,11 @@ def test_a_server_ends_when_it_is_stopped_and_when_who_started_it_is_killed(
 ) -> None:
     for name in ("http_proxy", "all_proxy"):  # which do not reach a server on this machine
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    port = free_port()
-    server = started(tmp_path / "log", port)
-    assert listens(port)
+    port = find_free_port()
+    server = start_server(tmp_path / "log", port)
+    assert is_listening(port)
     server.stop()
-    assert not listens(port)
+    assert not is_listening(port)
     code = (
         "import os, signal, sys; from pathlib import Path; "
         "from tests.chip_core.evaluation.generators.test_vllm import started; "
@@ -143,9 +149,9 @@ def test_a_server_ends_when_it_is_stopped_and_when_who_started_it_is_killed(
     )
     assert (run.returncode, run.stdout) == (-signal.SIGKILL, "up\n"), run.stderr
     until = time.monotonic() + 30
-    while listens(port) and time.monotonic() < until:
+    while is_listening(port) and time.monotonic() < until:
         time.sleep(0.1)
-    assert not listens(port)
+    assert not is_listening(port)
 
 
 @pytest.mark.parametrize(
@@ -178,12 +184,12 @@ def test_vllm_answers_each_arm_as_transformers_does(tmp_path: Path, arms: Arms) 
     )
     for arm in (None, *arms):
         folder = tmp_path / ("base" if arm is None else arm.name)
-        context = arm_context(folder, arm)
+        context = make_arm_context(folder, arm)
         context.model.to("cuda")
         with open_generator(config, folder) as generator:
             context = replace(context, generator=generator, parity=config.parity)
-            generate_reference_answers(context, "report", SIX)
-            found = evaluate(context, "report", SIX)
+            generate_reference_answers(context, "report", SIX_ITEMS)
+            found = evaluate(context, "report", SIX_ITEMS)
         assert next(context.model.parameters()).device == torch.device("cuda:0")
         assert found.metadata["parity"]["equal"] == found.metadata["parity"]["items"] == 6
         assert found.metadata["parity"]["prompts"]["by"] == "ids"

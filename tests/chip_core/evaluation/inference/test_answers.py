@@ -29,13 +29,13 @@ def shapes() -> tuple[Any, Any]:
     return loading.load(ModelConfig(path="shapes"))
 
 
-def asked(number: int) -> list[Item]:
+def load_items(number: int) -> list[Item]:
     items = BENCHMARKS["shapes"].items("report", data=None, protocol="official")
     return list(items[:number])
 
 
 def test_the_batch_changes_no_answer_on_shapes(shapes: tuple[Any, Any]) -> None:
-    items = asked(33)
+    items = load_items(33)
     alone = generate(*shapes, items, max_new_tokens=32, batch_size=1)
     assert len(set(alone)) > 20
     for size in (7, 32):
@@ -45,13 +45,13 @@ def test_the_batch_changes_no_answer_on_shapes(shapes: tuple[Any, Any]) -> None:
 @pytest.mark.filterwarnings("error::FutureWarning")
 def test_transformers_has_nothing_to_warn_of(shapes: tuple[Any, Any]) -> None:
     for beams in (1, 2):  # by lanes, and by `generate`
-        assert len(generate(*shapes, asked(2), max_new_tokens=4, num_beams=beams)) == 2
+        assert len(generate(*shapes, load_items(2), max_new_tokens=4, num_beams=beams)) == 2
 
 
 @pytest.mark.parametrize("family", sorted(families.FAMILIES))
 def test_neither_batch_nor_sharing_changes_an_answer(family: str) -> None:
     model, processor = families.build(family)
-    items = families.items()
+    items = families.make_items()
     alone = generate(model, processor, items, max_new_tokens=12, batch_size=1, share_prefix=False)
     assert any(alone)
     for size in (1, 7, 32):
@@ -66,7 +66,7 @@ def test_neither_batch_nor_sharing_changes_an_answer(family: str) -> None:
 def test_a_shared_picture_gives_the_logits_of_separate_rows(family: str) -> None:
     model, processor = families.build(family)
     encoder = Encoder(processor)
-    items = families.items()
+    items = families.make_items()
     groups = [encoder.encode(items[start : start + 4]) for start in (0, 4, 8)]
     with torch.inference_mode():
         assert measure_sharing_error(model, groups) < 1e-5  # measured: 1e-7 to 2e-7 on all six
@@ -75,7 +75,7 @@ def test_a_shared_picture_gives_the_logits_of_separate_rows(family: str) -> None
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_prompt_made_from_anothers_is_what_the_processor_makes(family: str) -> None:
     _, processor = families.build(family)
-    items = families.items()[:4]
+    items = families.make_items()[:4]
     encoder = Encoder(processor)
     together = encoder.encode(items)
     assert encoder._can_compose  # it was tried and found equal, then used
@@ -88,7 +88,7 @@ def test_a_prompt_made_from_anothers_is_what_the_processor_makes(family: str) ->
 
 def test_three_beams_share_pictures_too() -> None:
     model, processor = families.build("llava")
-    items = families.items()
+    items = families.make_items()
     separate, shared = (
         generate(model, processor, items, max_new_tokens=8, num_beams=3, share_prefix=share)
         for share in (False, True)
@@ -100,7 +100,7 @@ def test_a_family_that_cannot_share_is_noticed_and_answers_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, processor = families.build("llava")
-    items = families.items()
+    items = families.make_items()
     expected = generate(model, processor, items, max_new_tokens=8, share_prefix=False)
     plain = type(model).forward
 
@@ -145,7 +145,7 @@ def test_a_near_tie_is_decided_alike_whatever_the_batch(monkeypatch: pytest.Monk
         return out
 
     monkeypatch.setattr(type(model), "forward", rounded_otherwise)
-    items = families.items()
+    items = families.make_items()
 
     def made(size: int) -> list[str]:
         return generate(model, processor, items, max_new_tokens=6, batch_size=size)
@@ -162,7 +162,7 @@ def test_rounding_stays_far_below_what_counts_as_near() -> None:
     """
     for family in ("llava", "qwen2_5_vl"):
         model, processor = families.build(family)
-        items = families.items()
+        items = families.make_items()
         prompts = [Encoder(processor).encode([item])[0] for item in items]
         with torch.inference_mode():
             batch = pad_batch(prompts, [prompt.ids for prompt in prompts], torch.device("cpu"))
@@ -175,7 +175,7 @@ def test_rounding_stays_far_below_what_counts_as_near() -> None:
 @pytest.mark.parametrize("family", sorted(families.FAMILIES))
 def test_a_row_alone_goes_on_as_if_read_in_one_go(family: str) -> None:
     model, processor = families.build(family)
-    (prompt,) = Encoder(processor).encode(families.items()[:1])
+    (prompt,) = Encoder(processor).encode(families.make_items()[:1])
     answer = processor.tokenizer("a red dog on the car")["input_ids"]
     whole = pad_batch([prompt], [[*prompt.ids, *answer]], torch.device("cpu"))
     with torch.inference_mode():
@@ -187,7 +187,7 @@ def test_without_a_picture() -> None:
     model, processor = families.build("llava")
     items = [
         Item(id="a", prompt="what is here ?", pictures=()),
-        *families.items()[:2],
+        *families.make_items()[:2],
         Item(id="b", prompt="what is a dog ?", pictures=()),
     ]
     alone = [generate(model, processor, [item], max_new_tokens=5)[0] for item in items]
@@ -196,7 +196,7 @@ def test_without_a_picture() -> None:
 
 def test_two_pictures_in_one_question() -> None:
     model, processor = families.build("llava")
-    first, *_, last = families.items()
+    first, *_, last = families.make_items()
     both = Item(id="both", prompt="what is here ?", pictures=first.pictures + last.pictures)
     other = Item(id="other", prompt="is a dog here ?", pictures=last.pictures + first.pictures)
     items = [both, first, other]
@@ -207,7 +207,7 @@ def test_two_pictures_in_one_question() -> None:
 def test_a_models_own_settings_change_nothing() -> None:
     """Qwen2.5-VL's folder asks for a repetition penalty; temperature 0 is what is said here."""
     model, processor = families.build("llava")
-    items = families.items()[:3]
+    items = families.make_items()[:3]
     plain = generate(model, processor, items, max_new_tokens=12)
     model.generation_config.repetition_penalty = 5.0
     model.generation_config.temperature = 0.3
@@ -218,7 +218,7 @@ def test_a_models_own_settings_change_nothing() -> None:
 def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beams are decoded in whole batches."""
     model, processor = families.build("llava")
-    items = families.items()
+    items = families.make_items()
     expected = generate(model, processor, items, max_new_tokens=5, num_beams=2)
     plain = Decoder._answer_groups
     sizes = []
@@ -264,7 +264,7 @@ def test_like_goes_with_like() -> None:
 
 def test_a_pictures_questions_are_not_parted_up_to_twice_the_batch() -> None:
     """AMBER's fourteen in batches of eight: each picture is computed once."""
-    asked = families.items(questions=14)
+    asked = families.make_items(questions=14)
     batches = make_batches(asked, size=8)
     assert [len(batch.items) for batch in batches] == [14, 14, 14]
     assert len({batch.items[0].pictures[0].key for batch in batches}) == 3

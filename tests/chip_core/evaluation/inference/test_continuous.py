@@ -28,7 +28,7 @@ from ... import families
 EVERY = sorted(families.FAMILIES)
 
 
-class Watching:
+class LaneCounter:
     """Counts what lanes read: rows that come in at a time, and steps."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,15 +48,15 @@ class Watching:
         monkeypatch.setattr(Lanes, "step", stepping)
 
 
-def plain(loaded: tuple[Any, Any], items: list[Item], longest: int) -> list[str]:
-    """Each alone, by transformers' own loop."""
+def generate_one_by_one(loaded: tuple[Any, Any], items: list[Item], longest: int) -> list[str]:
+    """Answer each item alone, by transformers' own loop."""
     return generate(*loaded, items, max_new_tokens=longest, batch_size=1, share_prefix=False)
 
 
 @pytest.mark.parametrize("family", EVERY)
 def test_lanes_give_the_logits_of_rows_alone(family: str) -> None:
     model, processor = families.build(family)
-    encoder, items = Encoder(processor), families.items()
+    encoder, items = Encoder(processor), families.make_items()
     groups = [encoder.encode(items[start : start + 4]) for start in (0, 4, 8)]
     alone = [[prompt] for group in groups for prompt in group[:3]]
     with torch.inference_mode():  # measured: 1e-7 to 3e-7 on all
@@ -72,13 +72,13 @@ def test_answers_of_all_lengths_are_those_of_whole_batches(
     """Ends that come often: questions of one picture leave one by one, others come in."""
     monkeypatch.setattr(continuous, "SMALL_CACHE_BYTES", 0)
     model, processor = loaded = families.build(family)
-    items = families.items()
-    watching = Watching(monkeypatch)
+    items = families.make_items()
+    watching = LaneCounter(monkeypatch)
     with torch.no_grad():  # else random weights say the same of all
         for weight in model.get_decoder().parameters():
             weight *= 6 if weight.ndim > 1 else 1
     model.generation_config.eos_token_id = [1, *range(2, len(processor.tokenizer), 5)]
-    expected = plain(loaded, items, 12)
+    expected = generate_one_by_one(loaded, items, 12)
     assert not watching.entered
     assert len({len(answer.split()) for answer in expected}) > 1
     for size in (5, 12):
@@ -102,7 +102,7 @@ def test_who_ends_leaves_and_the_next_comes_in(monkeypatch: pytest.MonkeyPatch) 
     for answers in decoder.stream(batches, size=8):
         tokens.append(max(response.tokens or 0 for _, response in answers))
         texts.update((item.id, response) for item, response in answers)
-    watching = Watching(monkeypatch)
+    watching = LaneCounter(monkeypatch)
     decoder = Decoder(*loaded, Decoding(max_new_tokens=32), bf16=False, share_prefix=True)
     told = list(decoder.stream(batches, size=8))
     assert {item.id: response for answers in told for item, response in answers} == texts
@@ -111,9 +111,8 @@ def test_who_ends_leaves_and_the_next_comes_in(monkeypatch: pytest.MonkeyPatch) 
     # A batch takes its first token's pass and then a step for each token but the last.
     assert watching.steps < sum(length - 1 for length in tokens)
     watching.entered.clear()
-    monkeypatch.setattr(
-        continuous, "SMALL_CACHE_BYTES", 8 * 2**20
-    )  # as many bytes as eight rows take here
+    # As many bytes as eight rows take here.
+    monkeypatch.setattr(continuous, "SMALL_CACHE_BYTES", 8 * 2**20)
     decoder = Decoder(*loaded, Decoding(max_new_tokens=32), bf16=False, share_prefix=True)
     told = list(decoder.stream(batches, size=8))
     assert {item.id: response for answers in told for item, response in answers} == texts
@@ -122,8 +121,8 @@ def test_who_ends_leaves_and_the_next_comes_in(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_does_not_fit_is_tried_with_half_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = families.build("llava")
-    items = families.items()
-    expected = plain(loaded, items, 5)
+    items = families.make_items()
+    expected = generate_one_by_one(loaded, items, 5)
     add, step = Lanes.add, Lanes.step
     most, rows, stopped = 3, [], []
 
@@ -164,9 +163,9 @@ def test_what_a_models_own_settings_want_beside_is_left_to_transformers(
     assert supports_continuous_batching(model, settings)
     model.generation_config.update(**wanted)
     assert not supports_continuous_batching(model, settings)
-    watching = Watching(monkeypatch)
-    items = families.items()[:4]
-    assert generate(*loaded, items, max_new_tokens=5) == plain(loaded, items, 5)
+    watching = LaneCounter(monkeypatch)
+    items = families.make_items()[:4]
+    assert generate(*loaded, items, max_new_tokens=5) == generate_one_by_one(loaded, items, 5)
     assert not watching.entered
 
 
@@ -192,12 +191,12 @@ def test_questions_without_a_picture(family: str) -> None:
         Item(id=f"t{number}", prompt=" ".join(families.WORDS[: number + 2]), pictures=())
         for number in range(3)
     ]
-    for items in (asked, [*families.items()[:4], *asked]):
+    for items in (asked, [*families.make_items()[:4], *asked]):
         found = generate(*loaded, items, max_new_tokens=4, batch_size=4)
-        assert found == plain(loaded, items, 4)
+        assert found == generate_one_by_one(loaded, items, 4)
 
 
-def picture(number: int) -> Image.Image:
+def make_picture(number: int) -> Image.Image:
     return Image.new("RGB", (90, 90), (20 * number, 100, 50))
 
 
@@ -211,7 +210,7 @@ def test_positions_of_nobody_do_not_grow(monkeypatch: pytest.MonkeyPatch) -> Non
         Item(
             id=f"{number}/{question}",
             prompt=" ".join(families.WORDS[question : question + 3]),
-            pictures=(Picture(key=str(number), read=partial(picture, number)),),
+            pictures=(Picture(key=str(number), read=partial(make_picture, number)),),
         )
         for number in range(9)
         for question in range(2 if number < 4 else 8)
@@ -236,8 +235,8 @@ def test_long_questions_of_one_picture_take_lanes_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loaded = families.build("llava")
-    items = families.items()[:4]
-    expected = plain(loaded, items, 6)
+    items = families.make_items()[:4]
+    expected = generate_one_by_one(loaded, items, 6)
     prompts = Encoder(loaded[1]).encode(items)
     start = continuous.shared_length(prompts)
     assert start is not None

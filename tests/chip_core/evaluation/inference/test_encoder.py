@@ -21,8 +21,8 @@ SIZES = [(64, 40), (30, 60), (50, 50), (64, 40), (30, 60), (50, 50), (64, 40), (
 TEXTS = ["what is here ?", "a red dog and a cat on the tree ?", "<image> is </s> here <|im_end|> ?"]
 
 
-def items(texts: Sequence[str] = TEXTS) -> list[Item]:
-    """Pictures of several sizes, none twice, with each text."""
+def make_items(texts: Sequence[str] = TEXTS) -> list[Item]:
+    """Make items on pictures of several sizes, none twice, with each text."""
     made = []
     for number, size in enumerate(SIZES):
         image = Image.new("RGB", size, (20 * number, 180, 90))
@@ -35,7 +35,7 @@ def items(texts: Sequence[str] = TEXTS) -> list[Item]:
     return made
 
 
-def same(one: Prompt, other: Prompt) -> None:
+def assert_same_prompt(one: Prompt, other: Prompt) -> None:
     assert (one.ids, one.token_types, one.vision_end) == (
         other.ids,
         other.token_types,
@@ -61,7 +61,7 @@ def test_every_familys_prompts_are_its_processors(
         return plain(self, item, pictures)
 
     monkeypatch.setattr(Encoder, "_encode_fully", counted)
-    encoder, asked = Encoder(processor), items()
+    encoder, asked = Encoder(processor), make_items()
     made = [
         prompt
         for start in range(0, len(asked), together)
@@ -71,13 +71,13 @@ def test_every_familys_prompts_are_its_processors(
     assert len(calls) <= len(set(SIZES)) + 2 or family == "muffin"
     for item, prompt in zip(asked, made, strict=True):
         (whole,) = Encoder(processor).encode([item])
-        same(prompt, whole)
+        assert_same_prompt(prompt, whole)
 
 
 def test_what_is_not_the_processors_own_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """An image processor that makes something else alone, as one with settings of its own may."""
     _, processor = families.build("llava")
-    whole = [Encoder(processor).encode([item])[0] for item in items()]
+    whole = [Encoder(processor).encode([item])[0] for item in make_items()]
     plain = type(processor)._process_images
 
     def lighter(self: Any, images: Any, **settings: Any) -> Any:
@@ -87,7 +87,7 @@ def test_what_is_not_the_processors_own_is_not_taken(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(type(processor), "_process_images", lighter)
     encoder = Encoder(processor)
-    for item, prompt in zip(items(), whole, strict=True):
+    for item, prompt in zip(make_items(), whole, strict=True):
         (made,) = encoder.encode([item])
         assert torch.equal(made.pictures["pixel_values"], prompt.pictures["pixel_values"] + 1)
     assert encoder._can_process_alone is False

@@ -23,21 +23,21 @@ from chip_core.evaluation.inference.kv_cache import (
 ROWS, HEADS, WIDTH = 3, 2, 4
 
 
-class Configured:
+class ModelStub:
     """As much of a model as a cache asks for."""
 
     def __init__(self, config: object) -> None:
         self.config = config
 
 
-def tokens(count: int, *, rows: int = ROWS) -> torch.Tensor:
+def draw_tokens(count: int, *, rows: int = ROWS) -> torch.Tensor:
     return torch.randn(rows, HEADS, count, WIDTH)
 
 
 def test_a_layer_holds_all_that_was_added_to_it() -> None:
     ours, theirs = GrowingLayer(), DynamicLayer()
     for count in (7, *[1] * (2 * STRIDE + 3), 5):  # over the room that it made for itself twice
-        new = tokens(count), tokens(count)
+        new = draw_tokens(count), draw_tokens(count)
         for got, wanted in zip(ours.update(*new), theirs.update(*new), strict=True):
             assert torch.equal(got, wanted)
     assert ours.get_seq_length() == theirs.get_seq_length() == 7 + 2 * STRIDE + 3 + 5
@@ -45,11 +45,11 @@ def test_a_layer_holds_all_that_was_added_to_it() -> None:
 
 def test_a_token_is_written_and_the_others_are_not_copied() -> None:
     layer = GrowingLayer()
-    layer.update(tokens(7), tokens(7))
-    layer.update(tokens(1), tokens(1))
+    layer.update(draw_tokens(7), draw_tokens(7))
+    layer.update(draw_tokens(1), draw_tokens(1))
     before = layer.keys.data_ptr(), layer.values.data_ptr()
     for _ in range(STRIDE - 1):
-        layer.update(tokens(1), tokens(1))
+        layer.update(draw_tokens(1), draw_tokens(1))
     assert (layer.keys.data_ptr(), layer.values.data_ptr()) == before
 
 
@@ -58,8 +58,8 @@ def test_what_somebody_changed_is_what_it_goes_on_from(change: str) -> None:
     ours, theirs = GrowingLayer(), DynamicLayer()
     for layer in (ours, theirs):
         torch.manual_seed(0)
-        layer.update(tokens(5), tokens(5))
-        layer.update(tokens(1), tokens(1))
+        layer.update(draw_tokens(5), draw_tokens(5))
+        layer.update(draw_tokens(1), draw_tokens(1))
         if change == "rows":
             layer.batch_select_indices(torch.tensor([2, 0]))
         elif change == "crop":
@@ -67,7 +67,7 @@ def test_what_somebody_changed_is_what_it_goes_on_from(change: str) -> None:
         else:
             layer.reset()
         for _ in range(2):
-            new = tokens(1, rows=2 if change == "rows" else ROWS)
+            new = draw_tokens(1, rows=2 if change == "rows" else ROWS)
             layer.update(new, new + 1)
     assert torch.equal(ours.keys, theirs.keys)
     assert torch.equal(ours.values, theirs.values)
@@ -75,7 +75,7 @@ def test_what_somebody_changed_is_what_it_goes_on_from(change: str) -> None:
 
 def test_rows_that_are_chosen_have_room_for_the_next_tokens() -> None:
     ours, theirs, rows = GrowingLayer(), DynamicLayer(), torch.tensor([2, 0, 0, 1])
-    write_prefix, new = tokens(5), tokens(3, rows=4)
+    write_prefix, new = draw_tokens(5), draw_tokens(3, rows=4)
     for layer in (ours, theirs):
         layer.update(write_prefix, write_prefix + 1)
         layer.batch_select_indices(rows)
@@ -88,9 +88,9 @@ def test_rows_that_are_chosen_have_room_for_the_next_tokens() -> None:
 
 def test_only_layers_that_keep_every_token_grow_in_place() -> None:
     sizes = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2}
-    full = make_growing_cache(Configured(LlamaConfig(**sizes)))
+    full = make_growing_cache(ModelStub(LlamaConfig(**sizes)))
     assert [type(layer) for layer in full.layers] == [GrowingLayer, GrowingLayer]
-    sliding = make_growing_cache(Configured(MistralConfig(**sizes, sliding_window=16)))
+    sliding = make_growing_cache(ModelStub(MistralConfig(**sizes, sliding_window=16)))
     assert isinstance(sliding, DynamicCache)
     assert not any(isinstance(layer, GrowingLayer) for layer in sliding.layers)
 
@@ -99,14 +99,14 @@ def test_a_placed_layer_writes_each_row_where_it_has_room() -> None:
     """Against a table that is filled entry by entry; rows come in, room grows, rows are left."""
     positions = CachePositions()
     layer, prefilled = IndexedLayer(positions), DynamicLayer()
-    prefilled.update(tokens(4, rows=2), tokens(4, rows=2))
+    prefilled.update(draw_tokens(4, rows=2), draw_tokens(4, rows=2))
     expected = torch.zeros(2, 3, HEADS, 12, WIDTH)  # keys and values
     layer.reserve(prefilled, 3, 8)
     layer.write_prefix(torch.tensor([2, 0]), prefilled)
     expected[:, [2, 0], :, :4] = torch.stack([prefilled.keys, prefilled.values])
     for columns, end in (([[4, 5], [0, 1], [6, 4]], 7), ([[6, 7], [2, 3], [8, 9]], 10)):
         layer.reserve(layer, 3, end + 2)
-        new = tokens(2), tokens(2)
+        new = draw_tokens(2), draw_tokens(2)
         positions.assign(torch.tensor(columns), end)
         held = layer.update(*new)
         for row, own in enumerate(columns):
@@ -117,25 +117,25 @@ def test_a_placed_layer_writes_each_row_where_it_has_room() -> None:
         assert layer.get_seq_length() == end
     layer.select_rows(torch.tensor([2, 1]))
     positions.assign(torch.tensor([[10], [10]]), 11)
-    held = layer.update(new := tokens(1, rows=2), new)
+    held = layer.update(new := draw_tokens(1, rows=2), new)
     assert torch.equal(torch.stack(held)[..., :10, :], expected[:, [2, 1], :, :10])
     assert torch.equal(held[0][:, :, 10:], new)
 
 
-class Named:
+class CacheModel:
     """A model of transformers since 5.24."""
 
     def forward(self, input_ids: Any, cache: Any = None) -> None: ...
 
 
-class NamedBefore:
+class PastKeyValuesModel:
     """A model of an earlier transformers."""
 
     def forward(self, input_ids: Any, past_key_values: Any = None) -> None: ...
 
 
 def test_a_cache_goes_by_the_name_that_the_model_has_for_it() -> None:
-    assert make_cache_argument(Named(), 1) == {"cache": 1}
-    assert make_cache_argument(NamedBefore(), 1) == {"past_key_values": 1}
+    assert make_cache_argument(CacheModel(), 1) == {"cache": 1}
+    assert make_cache_argument(PastKeyValuesModel(), 1) == {"past_key_values": 1}
     assert get_returned_cache(SimpleNamespace(cache=1)) == 1
     assert get_returned_cache(SimpleNamespace(past_key_values=1)) == 1

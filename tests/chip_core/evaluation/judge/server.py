@@ -39,9 +39,9 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         pass
 
-    def say(self, text: str | None, *, model: str = "judge-2026-01-01") -> None:
+    def reply(self, text: str | None, *, model: str = "judge-2026-01-01") -> None:
         """Answer as a whole chat completion does."""
-        self.send(completion(text) | {"model": model})
+        self.send(make_completion(text) | {"model": model})
 
     def send(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         text = value if isinstance(value, bytes) else json.dumps(value).encode()
@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text)
 
-    def drop(self) -> None:
+    def drop_connection(self) -> None:
         """Close the connection without a word."""
         self.close_connection = True
         self.connection.close()
@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
 RowBehaviour = Callable[[int, dict[str, Any]], tuple[int, Any]]
 
 
-def completion(text: str | None) -> dict[str, Any]:
+def make_completion(text: str | None) -> dict[str, Any]:
     """Return a whole chat completion."""
     message = {"role": "assistant", "content": text}
     return {
@@ -80,16 +80,16 @@ def completion(text: str | None) -> dict[str, Any]:
     }
 
 
-def good_row(number: int, body: dict[str, Any]) -> tuple[int, Any]:
-    """Rate as `good` does."""
-    return 200, completion(f"Rating: {len(body['messages'][-1]['content']) % 7}")
+def rate_row(number: int, body: dict[str, Any]) -> tuple[int, Any]:
+    """Rate as `rate_question` does."""
+    return 200, make_completion(f"Rating: {len(body['messages'][-1]['content']) % 7}")
 
 
 class BatchEndpoints:
     """OpenAI's files and batches: a batch ends when it was looked at `looks` times."""
 
     def __init__(self) -> None:
-        self.row: RowBehaviour = good_row
+        self.row: RowBehaviour = rate_row
         self.looks = 2
         self.ends = "completed"
         self.errors: Any = None
@@ -203,7 +203,7 @@ class JudgeServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(behaviour: Behaviour) -> Iterator[JudgeServer]:
+def run_judge_server(behaviour: Behaviour) -> Iterator[JudgeServer]:
     server = JudgeServer(behaviour)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -216,14 +216,14 @@ def serving(behaviour: Behaviour) -> Iterator[JudgeServer]:
         thread.join(5)
 
 
-def good(handler: Handler, number: int, body: dict[str, Any]) -> None:
+def rate_question(handler: Handler, number: int, body: dict[str, Any]) -> None:
     """Rate by the last word of the question."""
-    handler.say(f"Rating: {len(body['messages'][-1]['content']) % 7}")
+    handler.reply(f"Rating: {len(body['messages'][-1]['content']) % 7}")
 
 
-def slowly(seconds: float) -> Behaviour:
+def rate_slowly(seconds: float) -> Behaviour:
     def answer(handler: Handler, number: int, body: dict[str, Any]) -> None:
         time.sleep(seconds)
-        good(handler, number, body)
+        rate_question(handler, number, body)
 
     return answer

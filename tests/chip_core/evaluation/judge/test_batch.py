@@ -19,20 +19,17 @@ from chip_core.evaluation.judge import batch as batches
 from chip_core.evaluation.scorer import JudgeRequest
 from chip_core.utils.errors import TrialError
 
-from .server import KEY, JudgeServer, completion, good, good_row, serving
+from .server import KEY, JudgeServer, make_completion, rate_question, rate_row, run_judge_server
 
 ALL = [f"Rating: {n % 7}" for n in range(5)]
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", KEY)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
 
 
-def judge(
+def make_judge(
     server: JudgeServer,
     folder: Path,
     on_reply: Callable[[int, int], None] = lambda done, total: None,
@@ -43,32 +40,32 @@ def judge(
     return EndpointJudge(made, ReplyCache(folder), on_reply)
 
 
-def requests(number: int = 5) -> list[JudgeRequest]:
+def make_requests(number: int = 5) -> list[JudgeRequest]:
     return [
         JudgeRequest(item=str(n), messages=({"role": "user", "content": "x" * n},), max_tokens=50)
         for n in range(number)
     ]
 
 
-def open_ones(folder: Path) -> list[Path]:
+def list_open_batches(folder: Path) -> list[Path]:
     return list((folder / "batches").glob("*.json"))
 
 
 def test_replies_of_a_batch_are_those_of_live_calls(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    with serving(good) as server:
-        asked = judge(server, tmp_path, lambda *at: told.append(at))
-        assert asked.ask([*requests(), *requests(2)]) == [*ALL, *ALL[:2]]
+    with run_judge_server(rate_question) as server:
+        asked = make_judge(server, tmp_path, lambda *at: told.append(at))
+        assert asked.ask([*make_requests(), *make_requests(2)]) == [*ALL, *ALL[:2]]
         assert (len(server.batches.made), server.batches.paid, asked.paid) == (1, 5, 5)
         assert asked.returned == {"judge-2026-01-01"} and told[-1] == (7, 7)
         # Kept as live ones are: no way of asking pays for them again.
-        assert judge(server, tmp_path).ask(requests()) == ALL
-        assert judge(server, tmp_path, mode="live").ask(requests()) == ALL
+        assert make_judge(server, tmp_path).ask(make_requests()) == ALL
+        assert make_judge(server, tmp_path, mode="live").ask(make_requests()) == ALL
         assert len(server.batches.made) == 1 and not server.calls
         rows = [json.loads(line) for line in server.batches.files["file-0"].splitlines()]
-        judge(server, tmp_path / "live", mode="live", concurrency=1).ask(requests())
+        make_judge(server, tmp_path / "live", mode="live", concurrency=1).ask(make_requests())
         assert [row["body"] for row in rows] == server.calls
-    assert not open_ones(tmp_path)
+    assert not list_open_batches(tmp_path)
     records = [json.loads(line) for line in (tmp_path / "replies.jsonl").read_text().splitlines()]
     assert sorted(record["item"] for record in records) == list("01234")
     assert {record["tokens"] for record in records} == {12}
@@ -77,13 +74,13 @@ def test_replies_of_a_batch_are_those_of_live_calls(tmp_path: Path) -> None:
 
 
 def _ask_all(server: JudgeServer, folder: Path) -> None:
-    judge(server, folder).ask(requests())
+    make_judge(server, folder).ask(make_requests())
 
 
 @pytest.mark.parametrize("moment", ["file", "batch", "look", "content"])
 def test_a_killed_run_goes_on_with_its_batch(moment: str, tmp_path: Path) -> None:
     """Killed when the file was uploaded, the batch made, it was waited for, or its replies read."""
-    with serving(good) as server:
+    with run_judge_server(rate_question) as server:
         process = multiprocessing.get_context("fork").Process(
             target=_ask_all, args=(server, tmp_path)
         )
@@ -101,9 +98,9 @@ def test_a_killed_run_goes_on_with_its_batch(moment: str, tmp_path: Path) -> Non
         process.join()
         assert process.exitcode == -signal.SIGKILL
         server.batches.before = lambda now: None
-        assert judge(server, tmp_path).ask(requests()) == ALL
+        assert make_judge(server, tmp_path).ask(make_requests()) == ALL
         assert (len(server.batches.made), server.batches.paid) == (1, 5)
-    assert not open_ones(tmp_path)
+    assert not list_open_batches(tmp_path)
 
 
 def test_a_stop_while_waiting_leaves_the_batch_to_the_next_run(tmp_path: Path) -> None:
@@ -113,20 +110,22 @@ def test_a_stop_while_waiting_leaves_the_batch_to_the_next_run(tmp_path: Path) -
     def stop(done: int, total: int) -> None:
         raise StoppedError
 
-    with serving(good) as server:
+    with run_judge_server(rate_question) as server:
         with pytest.raises(StoppedError):
-            judge(server, tmp_path, stop).ask(requests())
-        assert len(open_ones(tmp_path)) == 1
-        assert judge(server, tmp_path).ask(requests(7))[:5] == ALL
+            make_judge(server, tmp_path, stop).ask(make_requests())
+        assert len(list_open_batches(tmp_path)) == 1
+        assert make_judge(server, tmp_path).ask(make_requests(7))[:5] == ALL
         assert [len(server.batches.made), server.batches.paid] == [2, 7]  # the two more alone
 
 
 def test_two_that_ask_the_same_wait_for_one_batch(tmp_path: Path) -> None:
     found: list[list[str | None]] = []
-    with serving(good) as server:
+    with run_judge_server(rate_question) as server:
         server.batches.looks = 20
         both = [
-            threading.Thread(target=lambda: found.append(judge(server, tmp_path).ask(requests())))
+            threading.Thread(
+                target=lambda: found.append(make_judge(server, tmp_path).ask(make_requests()))
+            )
             for _ in range(2)
         ]
         for one in both:
@@ -146,24 +145,24 @@ def test_rows_that_failed_are_asked_again_and_refused_ones_are_not(tmp_path: Pat
             return 500, {"error": {"message": "boom"}}
         if content == "xxx" and number < 5:
             return 200, {"no": "completion"}
-        return good_row(number, body)
+        return rate_row(number, body)
 
-    with serving(good) as server:
+    with run_judge_server(rate_question) as server:
         server.batches.row = row
-        assert judge(server, tmp_path).ask(requests()) == [ALL[0], None, *ALL[2:]]
+        assert make_judge(server, tmp_path).ask(make_requests()) == [ALL[0], None, *ALL[2:]]
         assert len(server.batches.made) == 2 and server.batches.paid == 7
         # and no more often than `retries` says
         server.batches.row = lambda number, body: (500, {"error": {"message": f"boom {KEY}"}})
         with pytest.raises(TrialError, match=r"no call was answered \(HTTP 500\)") as raised:
-            judge(server, tmp_path / "other", retries=2).ask(requests())
+            make_judge(server, tmp_path / "other", retries=2).ask(make_requests())
         assert len(server.batches.made) == 2 + 3
     assert KEY not in str(raised.value)
 
 
 def test_what_a_batch_did_not_answer_in_time_is_asked_again(tmp_path: Path) -> None:
-    with serving(good) as server:
+    with run_judge_server(rate_question) as server:
         server.batches.expires_after = 3
-        assert judge(server, tmp_path).ask(requests()) == ALL
+        assert make_judge(server, tmp_path).ask(make_requests()) == ALL
         assert (len(server.batches.made), server.batches.paid) == (2, 5)
 
 
@@ -174,29 +173,29 @@ def test_a_batch_that_is_unknown_or_broken_here_is_made_again(tmp_path: Path) ->
     def stop(done: int, total: int) -> None:
         raise StoppedError
 
-    with serving(good) as server:
+    with run_judge_server(rate_question) as server:
         for spoil in ("endpoint", "record"):
             with pytest.raises(StoppedError):
-                judge(server, tmp_path / spoil, stop).ask(requests())
+                make_judge(server, tmp_path / spoil, stop).ask(make_requests())
             if spoil == "endpoint":
                 server.batches.made.clear()
             else:
-                open_ones(tmp_path / spoil)[0].write_text("{")
-            assert judge(server, tmp_path / spoil).ask(requests()) == ALL
-            assert not open_ones(tmp_path / spoil)
+                list_open_batches(tmp_path / spoil)[0].write_text("{")
+            assert make_judge(server, tmp_path / spoil).ask(make_requests()) == ALL
+            assert not list_open_batches(tmp_path / spoil)
 
 
 def test_a_batch_whose_replies_are_gone_is_made_again(tmp_path: Path) -> None:
-    with serving(good) as server:
+    with run_judge_server(rate_question) as server:
 
         def lose(moment: str) -> None:
             if moment == "content" and len(server.batches.made) == 1:
                 server.batches.files.clear()
 
         server.batches.before = lose
-        assert judge(server, tmp_path).ask(requests()) == ALL
+        assert make_judge(server, tmp_path).ask(make_requests()) == ALL
         assert len(server.batches.made) == 2
-        assert not open_ones(tmp_path)
+        assert not list_open_batches(tmp_path)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -214,33 +213,33 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused_is_told(name: str, tmp_path: Path) -> None:
     changes, said = REFUSED[name]
-    with serving(good) as server:
+    with run_judge_server(rate_question) as server:
         for key, value in changes.items():
             setattr(server.batches, key, value)
         with pytest.raises(TrialError, match=said):
-            judge(server, tmp_path).ask(requests())
-    assert not open_ones(tmp_path)
+            make_judge(server, tmp_path).ask(make_requests())
+    assert not list_open_batches(tmp_path)
 
 
 def test_an_endpoint_without_batches_is_told(tmp_path: Path) -> None:
-    with serving(good) as server:
+    with run_judge_server(rate_question) as server:
         server.batches.post = lambda handler: handler.send({}, status=404)  # type: ignore[method-assign]
         with pytest.raises(TrialError, match=r"no batches \(HTTP 404\).*: write judge.mode: live"):
-            judge(server, tmp_path).ask(requests())
+            make_judge(server, tmp_path).ask(make_requests())
 
 
 def test_a_batch_beyond_the_budget_is_not_made(tmp_path: Path) -> None:
-    with serving(good) as server:
-        judge(server, tmp_path, budget={"calls": 6}).ask(requests())
+    with run_judge_server(rate_question) as server:
+        make_judge(server, tmp_path, budget={"calls": 6}).ask(make_requests())
         with pytest.raises(TrialError, match="budget of 6 calls, of which 5 are spent, does not"):
-            judge(server, tmp_path, budget={"calls": 6}).ask(requests(8))
-        assert server.batches.paid == 5 and not open_ones(tmp_path)
+            make_judge(server, tmp_path, budget={"calls": 6}).ask(make_requests(8))
+        assert server.batches.paid == 5 and not list_open_batches(tmp_path)
 
 
 def test_large_sets_are_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "MAX_ROWS", 2)
-    with serving(good) as server:
-        server.batches.row = lambda number, body: (200, completion(f"{number}"))
-        found = judge(server, tmp_path).ask(requests())
+    with run_judge_server(rate_question) as server:
+        server.batches.row = lambda number, body: (200, make_completion(f"{number}"))
+        found = make_judge(server, tmp_path).ask(make_requests())
         assert sorted(map(str, found)) == list("01234")
         assert len(server.batches.made) == 3

@@ -17,7 +17,7 @@ from chip_core.evaluation.judge import EndpointJudge, ReplyCache, find_endpoint_
 from chip_core.evaluation.scorer import JudgeRequest
 from chip_core.utils.errors import TrialError
 
-from .server import KEY, Handler, JudgeServer, good, serving, slowly
+from .server import KEY, Handler, JudgeServer, rate_question, rate_slowly, run_judge_server
 
 Body = dict[str, Any]
 
@@ -25,29 +25,14 @@ Body = dict[str, Any]
 @pytest.fixture(autouse=True)
 def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", KEY)
-    for name in (
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "ALL_PROXY",
-        "http_proxy",
-        "https_proxy",
-        "all_proxy",
-    ):
-        monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture(autouse=True)
-def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's own pauses grow from half a second."""
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
-
-
-def judge(server: JudgeServer, folder: Path, **settings: Any) -> EndpointJudge:
+def make_judge(server: JudgeServer, folder: Path, **settings: Any) -> EndpointJudge:
     given = {"model": "judge", "base_url": server.url, "api_key_env": "JUDGE_KEY", **settings}
     return EndpointJudge(JudgeConfig.model_validate(given), ReplyCache(folder / "judge"))
 
 
-def requests(number: int = 4) -> list[JudgeRequest]:
+def make_requests(number: int = 4) -> list[JudgeRequest]:
     return [
         JudgeRequest(item=str(n), messages=({"role": "user", "content": "x" * n},), max_tokens=50)
         for n in range(number)
@@ -55,9 +40,9 @@ def requests(number: int = 4) -> list[JudgeRequest]:
 
 
 def test_replies_come_in_order_with_what_the_endpoint_called_itself(tmp_path: Path) -> None:
-    with serving(good) as server:
-        asked = judge(server, tmp_path)
-        assert asked.ask(requests(9)) == [f"Rating: {n % 7}" for n in range(9)]
+    with run_judge_server(rate_question) as server:
+        asked = make_judge(server, tmp_path)
+        assert asked.ask(make_requests(9)) == [f"Rating: {n % 7}" for n in range(9)]
         assert asked.returned == {"judge-2026-01-01"}
         assert (asked.model, asked.paid) == ("judge", 9)
         assert server.calls[0].keys() == {"model", "messages", "temperature", "max_tokens"}
@@ -66,8 +51,8 @@ def test_replies_come_in_order_with_what_the_endpoint_called_itself(tmp_path: Pa
 
 
 def test_settings_stand_in_place_of_the_scripts(tmp_path: Path) -> None:
-    with serving(good) as server:
-        judge(server, tmp_path, temperature=0.5, max_tokens=9).ask(requests(1))
+    with run_judge_server(rate_question) as server:
+        make_judge(server, tmp_path, temperature=0.5, max_tokens=9).ask(make_requests(1))
         assert (server.calls[0]["temperature"], server.calls[0]["max_tokens"]) == (0.5, 9)
 
 
@@ -80,11 +65,11 @@ def test_what_goes_out_is_the_users_to_say(tmp_path: Path) -> None:
         "reasoning_effort": "low",
         "chat_template_kwargs": {"enable_thinking": False},  # no argument of the client's
     }
-    with serving(good) as server:
-        judge(server, tmp_path).ask(requests(1))
-        judge(server, tmp_path, send=send).ask(requests(1))
-        judge(server, tmp_path, send=send).ask(requests(1))
-        judge(server, tmp_path, send={"top_p": None}).ask(requests(1))  # says nothing new
+    with run_judge_server(rate_question) as server:
+        make_judge(server, tmp_path).ask(make_requests(1))
+        make_judge(server, tmp_path, send=send).ask(make_requests(1))
+        make_judge(server, tmp_path, send=send).ask(make_requests(1))
+        make_judge(server, tmp_path, send={"top_p": None}).ask(make_requests(1))  # says nothing new
         first, second = server.calls
         assert first.keys() == {"model", "messages", "temperature", "max_tokens"}
         assert second == {
@@ -94,7 +79,9 @@ def test_what_goes_out_is_the_users_to_say(tmp_path: Path) -> None:
             "reasoning_effort": "low",
             "chat_template_kwargs": {"enable_thinking": False},
         }
-        judge(server, tmp_path, send={"temperature": 0.7, "max_tokens": 9}).ask(requests(1))
+        make_judge(server, tmp_path, send={"temperature": 0.7, "max_tokens": 9}).ask(
+            make_requests(1)
+        )
         assert (server.calls[2]["temperature"], server.calls[2]["max_tokens"]) == (0.7, 9)
 
 
@@ -150,9 +137,9 @@ def test_a_key_that_is_refused_stops_at_once_in_the_endpoints_own_words(
     def refuses(handler: Handler, number: int, _: Body) -> None:
         handler.send(body, status=status)
 
-    with serving(refuses) as server:
+    with run_judge_server(refuses) as server:
         with pytest.raises(TrialError, match=said):
-            judge(server, tmp_path, concurrency=1).ask(requests(20))
+            make_judge(server, tmp_path, concurrency=1).ask(make_requests(20))
         assert len(server.calls) == 1
 
 
@@ -171,8 +158,8 @@ def test_an_endpoints_words_tell_no_key(status: int, words: str, tmp_path: Path)
     def refuses(handler: Handler, number: int, _: Body) -> None:
         handler.send({"error": {"message": words}}, status=status)
 
-    with serving(refuses) as server, pytest.raises(TrialError) as raised:
-        judge(server, tmp_path, retries=0).ask(requests(1))
+    with run_judge_server(refuses) as server, pytest.raises(TrialError) as raised:
+        make_judge(server, tmp_path, retries=0).ask(make_requests(1))
     said = str(raised.value)
     assert KEY[:8] not in said and KEY[-4:] not in said and "sk-proj" not in said
     assert said.isprintable() and len(said) < 600
@@ -182,28 +169,28 @@ def test_an_endpoints_words_tell_no_key(status: int, words: str, tmp_path: Path)
 
 def test_no_reply_is_paid_for_twice(tmp_path: Path) -> None:
     """Over two judges, as two trials have; and within one."""
-    with serving(good) as server:
-        first = judge(server, tmp_path).ask([*requests(), *requests()])
+    with run_judge_server(rate_question) as server:
+        first = make_judge(server, tmp_path).ask([*make_requests(), *make_requests()])
         assert len(server.calls) == 4
-        second = judge(server, tmp_path)
-        assert second.ask(requests()) == first[:4] == first[4:]
+        second = make_judge(server, tmp_path)
+        assert second.ask(make_requests()) == first[:4] == first[4:]
         assert (len(server.calls), second.paid) == (4, 0)
         assert second.returned == {"judge-2026-01-01"}  # also of kept replies
         # another parameter, another model: another question
-        judge(server, tmp_path, temperature=1.0).ask(requests(1))
-        judge(server, tmp_path, model="other").ask(requests(1))
+        make_judge(server, tmp_path, temperature=1.0).ask(make_requests(1))
+        make_judge(server, tmp_path, model="other").ask(make_requests(1))
         assert len(server.calls) == 6
 
 
-def _ask_in_a_process(url: str, folder: str) -> list[str | None]:
+def ask_requests(url: str, folder: str) -> list[str | None]:
     settings = JudgeConfig(model="judge", base_url=url, api_key_env="JUDGE_KEY")
-    return EndpointJudge(settings, ReplyCache(Path(folder) / "judge")).ask(requests(12))
+    return EndpointJudge(settings, ReplyCache(Path(folder) / "judge")).ask(make_requests(12))
 
 
 def test_two_processes_that_ask_the_same_at_once_pay_once(tmp_path: Path) -> None:
-    with serving(slowly(0.1)) as server:
+    with run_judge_server(rate_slowly(0.1)) as server:
         with multiprocessing.get_context("spawn").Pool(2) as pool:
-            found = pool.starmap(_ask_in_a_process, [(server.url, str(tmp_path))] * 2)
+            found = pool.starmap(ask_requests, [(server.url, str(tmp_path))] * 2)
         assert found[0] == found[1]
         assert len(server.calls) == 12
 
@@ -213,10 +200,13 @@ def test_a_server_that_fails_is_asked_again(tmp_path: Path) -> None:
         if number < 2:
             handler.send({"error": {"message": f"boom {KEY}"}}, status=500)
         else:
-            good(handler, number, body)
+            rate_question(handler, number, body)
 
-    with serving(fails_twice) as server:
-        assert judge(server, tmp_path, concurrency=1).ask(requests(2)) == ["Rating: 0", "Rating: 1"]
+    with run_judge_server(fails_twice) as server:
+        assert make_judge(server, tmp_path, concurrency=1).ask(make_requests(2)) == [
+            "Rating: 0",
+            "Rating: 1",
+        ]
         assert len(server.calls) == 4
 
 
@@ -225,11 +215,13 @@ def test_a_server_that_stalls_is_left_after_its_timeout(tmp_path: Path) -> None:
         if number == 0:
             handler.stall(30)
         else:
-            good(handler, number, body)
+            rate_question(handler, number, body)
 
-    with serving(stalls_once) as server:
+    with run_judge_server(stalls_once) as server:
         began = time.perf_counter()
-        assert judge(server, tmp_path, timeout=0.3, concurrency=1).ask(requests(1)) == ["Rating: 0"]
+        assert make_judge(server, tmp_path, timeout=0.3, concurrency=1).ask(make_requests(1)) == [
+            "Rating: 0"
+        ]
         assert time.perf_counter() - began < 10
         assert len(server.calls) == 2
 
@@ -243,10 +235,10 @@ def test_a_server_that_limits_is_waited_for(tmp_path: Path) -> None:
             error = {"error": {"message": "slow down", "type": "rate_limit"}}
             handler.send(error, status=429, headers={"Retry-After": "0.7"})
         else:
-            good(handler, number, body)
+            rate_question(handler, number, body)
 
-    with serving(limits_once) as server:
-        assert judge(server, tmp_path, concurrency=1).ask(requests(1)) == ["Rating: 0"]
+    with run_judge_server(limits_once) as server:
+        assert make_judge(server, tmp_path, concurrency=1).ask(make_requests(1)) == ["Rating: 0"]
         assert said[1] - said[0] >= 0.7
 
 
@@ -267,10 +259,10 @@ def test_what_is_no_completion_is_asked_again_and_never_kept(lie: str, tmp_path:
         if number == 0:
             LIES[lie](handler)
         else:
-            good(handler, number, body)
+            rate_question(handler, number, body)
 
-    with serving(lies_once) as server:
-        assert judge(server, tmp_path, concurrency=1).ask(requests(1)) == ["Rating: 0"]
+    with run_judge_server(lies_once) as server:
+        assert make_judge(server, tmp_path, concurrency=1).ask(make_requests(1)) == ["Rating: 0"]
         assert len(server.calls) == 2
 
 
@@ -278,25 +270,25 @@ def test_an_empty_reply_and_another_model_are_replies(tmp_path: Path) -> None:
     """What they count is the protocol's to say; they were paid for and are kept."""
 
     def evades(handler: Handler, number: int, body: Body) -> None:
-        handler.say(None if number == 0 else "", model="another-model")
+        handler.reply(None if number == 0 else "", model="another-model")
 
-    with serving(evades) as server:
-        asked = judge(server, tmp_path, concurrency=1)
-        assert asked.ask(requests(2)) == ["", ""]
+    with run_judge_server(evades) as server:
+        asked = make_judge(server, tmp_path, concurrency=1)
+        assert asked.ask(make_requests(2)) == ["", ""]
         assert asked.returned == {"another-model"}
-        assert judge(server, tmp_path).ask(requests(2)) == ["", ""]
+        assert make_judge(server, tmp_path).ask(make_requests(2)) == ["", ""]
         assert len(server.calls) == 2
 
 
 def test_a_connection_that_is_dropped_is_made_again(tmp_path: Path) -> None:
     def hangs_up_twice(handler: Handler, number: int, body: Body) -> None:
         if number < 2:
-            handler.drop()
+            handler.drop_connection()
         else:
-            good(handler, number, body)
+            rate_question(handler, number, body)
 
-    with serving(hangs_up_twice) as server:
-        assert judge(server, tmp_path, concurrency=1).ask(requests(1)) == ["Rating: 0"]
+    with run_judge_server(hangs_up_twice) as server:
+        assert make_judge(server, tmp_path, concurrency=1).ask(make_requests(1)) == ["Rating: 0"]
         assert len(server.calls) == 3
 
 
@@ -305,13 +297,13 @@ def test_a_call_that_fails_for_good_is_none_and_the_others_are_kept(tmp_path: Pa
         if body["messages"][0]["content"] == "x":
             handler.send({"error": {"message": "filtered"}}, status=400)
         else:
-            good(handler, number, body)
+            rate_question(handler, number, body)
 
-    with serving(never_that_one) as server:
-        found = judge(server, tmp_path, retries=1).ask(requests(4))
+    with run_judge_server(never_that_one) as server:
+        found = make_judge(server, tmp_path, retries=1).ask(make_requests(4))
         assert found == ["Rating: 0", None, "Rating: 2", "Rating: 3"]
         calls = len(server.calls)
-        judge(server, tmp_path, retries=1).ask(requests(4))
+        make_judge(server, tmp_path, retries=1).ask(make_requests(4))
         assert len(server.calls) == calls + 1  # the one alone
 
 
@@ -319,13 +311,13 @@ def test_an_endpoint_that_is_away_fails_the_trial_soon(tmp_path: Path) -> None:
     def down(handler: Handler, number: int, body: Body) -> None:
         handler.send({"error": {"message": "down"}}, status=503)
 
-    with serving(down) as server:
-        asked = judge(server, tmp_path, retries=0, concurrency=2)
+    with run_judge_server(down) as server:
+        asked = make_judge(server, tmp_path, retries=0, concurrency=2)
         with pytest.raises(TrialError, match=r"8 calls in a row failed \(HTTP 503\)"):
-            asked.ask(requests(100))
+            asked.ask(make_requests(100))
         assert len(server.calls) <= 8 + 2
         with pytest.raises(TrialError, match=r"no call was answered \(HTTP 503\)"):
-            judge(server, tmp_path, retries=0).ask(requests(2))
+            make_judge(server, tmp_path, retries=0).ask(make_requests(2))
 
 
 @pytest.mark.parametrize(
@@ -338,10 +330,10 @@ def test_a_refusal_stops_at_once_and_tells_no_key(
     def refuses(handler: Handler, number: int, body: Body) -> None:
         handler.send({"error": {"message": f"Incorrect API key: {KEY}"}}, status=status)
 
-    with serving(refuses) as server, caplog.at_level(logging.DEBUG):
-        asked = judge(server, tmp_path, concurrency=1)
+    with run_judge_server(refuses) as server, caplog.at_level(logging.DEBUG):
+        asked = make_judge(server, tmp_path, concurrency=1)
         with pytest.raises(TrialError, match=said) as raised:
-            asked.ask(requests(20))
+            asked.ask(make_requests(20))
         assert len(server.calls) == 1
     assert KEY not in str(raised.value)
     assert KEY not in repr(raised.value.__context__)
@@ -350,9 +342,9 @@ def test_a_refusal_stops_at_once_and_tells_no_key(
 
 
 def test_nothing_that_is_written_down_holds_the_key(tmp_path: Path) -> None:
-    with serving(good) as server:
-        asked = judge(server, tmp_path)
-        asked.ask(requests())
+    with run_judge_server(rate_question) as server:
+        asked = make_judge(server, tmp_path)
+        asked.ask(make_requests())
         assert KEY not in asked._settings.model_dump_json()
     kept = (tmp_path / "judge" / "replies.jsonl").read_text()
     assert KEY not in kept
@@ -366,25 +358,32 @@ def test_nothing_that_is_written_down_holds_the_key(tmp_path: Path) -> None:
 
 
 def test_the_budget_bounds_what_is_paid_over_all_trials(tmp_path: Path) -> None:
-    with serving(good) as server:
-        judge(server, tmp_path, budget={"calls": 6}).ask(requests(4))
+    with run_judge_server(rate_question) as server:
+        make_judge(server, tmp_path, budget={"calls": 6}).ask(make_requests(4))
         with pytest.raises(TrialError, match="its budget of 6 calls is spent: raise judge.budget"):
-            judge(server, tmp_path, budget={"calls": 6}, concurrency=1).ask(requests(20))
+            make_judge(server, tmp_path, budget={"calls": 6}, concurrency=1).ask(make_requests(20))
         assert len(server.calls) == 6
         # what was paid for is still there, and a larger budget goes on
-        assert judge(server, tmp_path, budget={"calls": 6}).ask(requests(6))[5] == "Rating: 5"
-        judge(server, tmp_path, budget={"calls": 20}).ask(requests(20))
+        assert (
+            make_judge(server, tmp_path, budget={"calls": 6}).ask(make_requests(6))[5]
+            == "Rating: 5"
+        )
+        make_judge(server, tmp_path, budget={"calls": 20}).ask(make_requests(20))
         assert len(server.calls) == 20
         with pytest.raises(TrialError, match="its budget of 240 tokens is spent"):
-            judge(server, tmp_path, budget={"tokens": 240}).ask(requests(21))
+            make_judge(server, tmp_path, budget={"tokens": 240}).ask(make_requests(21))
 
 
 def test_a_reply_that_a_crash_cut_off_is_asked_for_again(tmp_path: Path) -> None:
-    with serving(good) as server:
-        judge(server, tmp_path, concurrency=1).ask(requests(3))
+    with run_judge_server(rate_question) as server:
+        make_judge(server, tmp_path, concurrency=1).ask(make_requests(3))
         file = tmp_path / "judge" / "replies.jsonl"
         file.write_bytes(file.read_bytes()[:-20])
-        assert judge(server, tmp_path).ask(requests(3)) == ["Rating: 0", "Rating: 1", "Rating: 2"]
+        assert make_judge(server, tmp_path).ask(make_requests(3)) == [
+            "Rating: 0",
+            "Rating: 1",
+            "Rating: 2",
+        ]
         assert len(server.calls) == 4
         assert len(file.read_text().splitlines()) == 3
 
@@ -400,8 +399,8 @@ def test_what_is_missing_is_known_before_it_is_asked(monkeypatch: pytest.MonkeyP
 
 def test_progress_is_told(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    with serving(good) as server:
+    with run_judge_server(rate_question) as server:
         settings = JudgeConfig(model="judge", base_url=server.url, api_key_env="JUDGE_KEY")
         cache = ReplyCache(tmp_path)
-        EndpointJudge(settings, cache, lambda *at: told.append(at)).ask(requests(3))
+        EndpointJudge(settings, cache, lambda *at: told.append(at)).ask(make_requests(3))
     assert told == [(1, 3), (2, 3), (3, 3)]

@@ -21,16 +21,12 @@ from chip_core.evaluation.judge.limits import (
 )
 from chip_core.evaluation.scorer import JudgeRequest
 
-from .server import Handler, good, serving
+from .server import Handler, rate_question, run_judge_server
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def asks(url: str, folder: Path, words: str, number: int, **settings: Any) -> list[str | None]:
+def ask_questions(
+    url: str, folder: Path, words: str, number: int, **settings: Any
+) -> list[str | None]:
     given = {"model": "judge", "base_url": url, "api_key_env": None, **settings}
     judge = EndpointJudge(JudgeConfig.model_validate(given), ReplyCache(folder))
     return judge.ask(
@@ -45,8 +41,8 @@ def asks(url: str, folder: Path, words: str, number: int, **settings: Any) -> li
     )
 
 
-def _ask(url: str, folder: str, words: str, limits: dict[str, Any]) -> None:
-    asks(url, Path(folder), words, 6, limits=limits)
+def ask_in_process(url: str, folder: str, words: str, limits: dict[str, Any]) -> None:
+    ask_questions(url, Path(folder), words, 6, limits=limits)
 
 
 def test_two_processes_keep_one_limit(tmp_path: Path) -> None:
@@ -64,11 +60,11 @@ def test_two_processes_keep_one_limit(tmp_path: Path) -> None:
         time.sleep(0.3)
         with lock:
             open_now -= 1
-        good(handler, number, body)
+        rate_question(handler, number, body)
 
     limits = {"requests_per_minute": 600, "concurrency": 2}
-    with serving(slow) as server, multiprocessing.get_context("spawn").Pool(2) as pool:
-        pool.starmap(_ask, [(server.url, str(tmp_path), words, limits) for words in "ab"])
+    with run_judge_server(slow) as server, multiprocessing.get_context("spawn").Pool(2) as pool:
+        pool.starmap(ask_in_process, [(server.url, str(tmp_path), words, limits) for words in "ab"])
     assert len(times) == 12 and most == 2
     assert max(times) - min(times) >= 11 * 0.1 - 0.1  # the way to the server takes a moment
 
@@ -85,21 +81,21 @@ def test_who_limits_one_limits_all(tmp_path: Path) -> None:
             handler.send(error, status=429, headers={"Retry-After": "0.8"})
             limited.set()
         else:
-            good(handler, number, body)
+            rate_question(handler, number, body)
 
-    with serving(limits_once) as server:
-        first = threading.Thread(target=asks, args=(server.url, tmp_path, "a", 1))
+    with run_judge_server(limits_once) as server:
+        first = threading.Thread(target=ask_questions, args=(server.url, tmp_path, "a", 1))
         first.start()
         limited.wait(10)
         while not list((tmp_path / "limits").glob("*.json")):
             time.sleep(0.01)
-        assert asks(server.url, tmp_path, "b", 1)[0] is not None
+        assert ask_questions(server.url, tmp_path, "b", 1)[0] is not None
         first.join()
     assert len(times) == 3
     assert min(times[1:]) - times[0] >= 0.8
 
 
-def limiter(folder: Path, **limits: Any) -> EndpointLimits:
+def make_limiter(folder: Path, **limits: Any) -> EndpointLimits:
     return EndpointLimits(folder, JudgeConfig.model_validate({"model": "j", "limits": limits}))
 
 
@@ -119,7 +115,7 @@ def test_tokens_are_spread_and_counted_as_they_came(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
-    limits = limiter(tmp_path, tokens_per_minute=600)  # ten a second
+    limits = make_limiter(tmp_path, tokens_per_minute=600)  # ten a second
     began = clock.now
     with limits.slot(100):
         limits.wait()
@@ -129,7 +125,7 @@ def test_tokens_are_spread_and_counted_as_they_came(
         limits.wait()
         assert clock.now - began == pytest.approx(4)  # 40 tokens, not 100
         limits.record_usage(100)
-    with limiter(tmp_path, tokens_per_minute=600).slot(1):  # another trial's
+    with make_limiter(tmp_path, tokens_per_minute=600).slot(1):  # another trial's
         limits.wait()
     assert clock.now - began == pytest.approx(14)
 
@@ -138,7 +134,7 @@ def test_a_minute_never_holds_more_than_it_may(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
-    limits = limiter(tmp_path, requests_per_minute=20)
+    limits = make_limiter(tmp_path, requests_per_minute=20)
     times = []
     for _ in range(50):
         limits.wait()
@@ -151,7 +147,7 @@ def test_a_wait_ends_whatever_the_file_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
-    limits = limiter(tmp_path, requests_per_minute=60)
+    limits = make_limiter(tmp_path, requests_per_minute=60)
     limits.wait()
     (file,) = (tmp_path / "limits").glob("*.json")
     for broken in (b"", b"[1]", b'{"requests": "x"}', b"\xff"):
@@ -179,6 +175,5 @@ def test_what_is_read_of_headers(monkeypatch: pytest.MonkeyPatch) -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 370_000}}
     parts = [picture, {"type": "text", "text": "x" * 400}]
     shown = JudgeRequest(item="1", messages=({"role": "user", "content": parts},))
-    assert (
-        estimate_call_tokens(shown, {}) == 100 + TOKENS_PER_PICTURE
-    )  # and not what its base64 has
+    # An image counts as an image, not by the length of its base64 text.
+    assert estimate_call_tokens(shown, {}) == 100 + TOKENS_PER_PICTURE

@@ -20,19 +20,19 @@ ANSWERS = Path(__file__).parent.parent / "answers"
 LANGUAGES = {"en", "zh", "de", "fr", "es"}
 
 
-def rows(benchmark: str) -> list[dict[str, Any]]:
+def read_rows(benchmark: str) -> list[dict[str, Any]]:
     """Return answers with their right readings; made for this file, by hand."""
     lines = (ANSWERS / f"{benchmark}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
-def options(row: dict[str, Any]) -> dict[str, str]:
+def label_options(row: dict[str, Any]) -> dict[str, str]:
     return dict(zip(string.ascii_uppercase, row["options"], strict=False))
 
 
 @pytest.mark.parametrize("benchmark", ["mmmu", "scienceqa"])
-def test_letters(benchmark: str) -> None:
-    read = [(row, read_letter(row["answer"], options(row))) for row in rows(benchmark)]
+def test_letters_of_answers_are_read(benchmark: str) -> None:
+    read = [(row, read_letter(row["answer"], label_options(row))) for row in read_rows(benchmark)]
     assert [(row["answer"], found) for row, found in read if found != row["reading"]] == []
     assert len(read) >= 200 and {row["language"] for row, _ in read} == LANGUAGES
     # Each kind of reading is there often enough to count.
@@ -40,8 +40,8 @@ def test_letters(benchmark: str) -> None:
 
 
 @pytest.mark.parametrize("benchmark", ["amber", "pope"])
-def test_verdicts(benchmark: str) -> None:
-    read = [(row, read_verdict(row["answer"], row.get("thing"))) for row in rows(benchmark)]
+def test_verdicts_of_answers_are_read(benchmark: str) -> None:
+    read = [(row, read_verdict(row["answer"], row.get("thing"))) for row in read_rows(benchmark)]
     assert [(row["answer"], found) for row, found in read if found != row["reading"]] == []
     assert len(read) >= 200 and {row["language"] for row, _ in read} == LANGUAGES
     assert min(Counter(row["reading"] for row, _ in read).values()) >= 25

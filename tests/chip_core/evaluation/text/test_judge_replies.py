@@ -22,7 +22,7 @@ FILE = Path(__file__).parents[1] / "answers" / "judges.json"
 REPLIES: dict[str, list[tuple[str, str, Any]]] = json.loads(FILE.read_text(encoding="utf-8"))
 
 
-def _names(reply: str) -> list[str] | None:
+def read_names(reply: str) -> list[str] | None:
     try:
         return objhal.read_reply(reply)
     except objhal.UnreadableReplyError:
@@ -33,7 +33,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "mmhal": read_rating,
     "hallusionbench": hallusionbench.parse_verdict,
     "hallusionbench_same": hallusionbench.parse_agreement,
-    "objhal": _names,
+    "objhal": read_names,
     "llava_bench": read_pair,
 }
 

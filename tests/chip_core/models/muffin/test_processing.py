@@ -18,7 +18,7 @@ from chip_core.models.muffin import MuffinImageProcessor, MuffinProcessor
 from chip_core.models.muffin.convert import convert
 from chip_core.models.muffin.tokens import build_tokenizer
 
-from .made import pieces, released
+from .checkpoints import list_pieces, write_checkpoint
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives "
@@ -28,26 +28,30 @@ SYSTEM = (
 
 @pytest.fixture(scope="module")
 def processor() -> MuffinProcessor:
-    vocabulary = {piece: place for place, piece in enumerate(pieces())}
+    vocabulary = {piece: place for place, piece in enumerate(list_pieces())}
     tokenizer = build_tokenizer(vocabulary, generate_merges(vocabulary, None))
     return MuffinProcessor(MuffinImageProcessor(size=12), tokenizer, image_seq_length=2)
 
 
-def user(text: str, images: int = 1) -> dict[str, Any]:
+def make_user_turn(text: str, images: int = 1) -> dict[str, Any]:
     content = [*[{"type": "image"}] * images, {"type": "text", "text": text}]
     return {"role": "user", "content": content}
 
 
-def assistant(text: str) -> dict[str, Any]:
+def make_assistant_turn(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
 def test_an_evaluation_asks_first_and_shows_then(processor: MuffinProcessor) -> None:
-    asked = [user("what is red?")]
+    asked = [make_user_turn("what is red?")]
     assert processor.apply_chat_template(asked, add_generation_prompt=True) == (
         f"{SYSTEM}\n###Human: what is red?\n<im_patch>\n###"
     )
-    asked = [user("what is red?", images=0), assistant("A"), user("what?", images=2)]
+    asked = [
+        make_user_turn("what is red?", images=0),
+        make_assistant_turn("A"),
+        make_user_turn("what?", images=2),
+    ]
     assert processor.apply_chat_template(asked) == (
         f"{SYSTEM}\n###Human: what is red?\n###Assistant: A\n###Human: what?\n"
         "<im_patch><im_patch>\n###"
@@ -60,14 +64,14 @@ def test_a_training_shows_first_and_asks_then(processor: MuffinProcessor) -> Non
         return made
 
     # No white space beside the image: the slow tokenizer of 2023 dropped it.
-    asked = [user("\n what is red? ")]
+    asked = [make_user_turn("\n what is red? ")]
     assert text(asked, add_generation_prompt=True) == (
         f"{SYSTEM}\n\n### Human:<im_patch>what is red? \n### Assistant:"
     )
-    assert text([*asked, assistant("A red.")]) == (
+    assert text([*asked, make_assistant_turn("A red.")]) == (
         f"{SYSTEM}\n\n### Human:<im_patch>what is red? \n### Assistant: A red.\n### "
     )
-    assert text([user("what?", images=0)]) == f"{SYSTEM}\n\n### Human: what?\n### "
+    assert text([make_user_turn("what?", images=0)]) == f"{SYSTEM}\n\n### Human: what?\n### "
 
 
 def test_an_images_tokens(processor: MuffinProcessor) -> None:
@@ -102,7 +106,9 @@ def test_the_width_is_resized_before_the_height() -> None:
     assert torch.equal(values, wanted)
 
 
-def scored(processor: MuffinProcessor, conversation: list[dict[str, Any]], rule: Any) -> list[str]:
+def mark_scored_tokens(
+    processor: MuffinProcessor, conversation: list[dict[str, Any]], rule: Any
+) -> list[str]:
     ids, labels = processor.labels(conversation, rule)
     assert all(label in (-100, token) for token, label in zip(ids, labels, strict=True))
     return [
@@ -111,24 +117,29 @@ def scored(processor: MuffinProcessor, conversation: list[dict[str, Any]], rule:
     ]
 
 
-def test_labels(processor: MuffinProcessor) -> None:
-    conversation = [user("what is red?"), assistant("A red.")]
+def test_labels_cover_what_the_rule_scores(processor: MuffinProcessor) -> None:
+    conversation = [make_user_turn("what is red?"), make_assistant_turn("A red.")]
     ids, _ = processor.labels(conversation, "clean")
     header = len(processor.tokenizer(f"{SYSTEM}\n\n")["input_ids"])
     shown = ["<im_start>", "<im_patch>", "<im_patch>", "<im_end>"]
     asked = [":", *shown, "▁what", "▁is", "▁red", "?", "<0x0A>", "###"]
     # A turn alone begins with <s> and "▁###", and goes on as in its place: of the question's
     # tokens the first two count, and the first of the answer's turn does not.
-    assert scored(processor, conversation, "released")[header:] == [
+    assert mark_scored_tokens(processor, conversation, "released")[header:] == [
         "*###", "*▁Human", *asked, "*▁Assistant", "*:", "*▁A", "*▁red", "*.", "*<0x0A>", "*###",
         "*▁",
     ]  # fmt: skip
-    assert scored(processor, conversation, "clean")[header:] == [
+    assert mark_scored_tokens(processor, conversation, "clean")[header:] == [
         "###", "▁Human", *asked, "▁Assistant", ":", "*▁A", "*▁red", "*.", "<0x0A>", "###", "▁",
     ]  # fmt: skip
     # Every turn is one token ahead of the turn before: four of the second question's count.
-    conversation = [user("what?"), assistant("A"), user("what is?", images=0), assistant("red")]
-    words = scored(processor, conversation, "released")[header:]
+    conversation = [
+        make_user_turn("what?"),
+        make_assistant_turn("A"),
+        make_user_turn("what is?", images=0),
+        make_assistant_turn("red"),
+    ]
+    words = mark_scored_tokens(processor, conversation, "released")[header:]
     assert words[words.index("*▁A") :] == [
         "*▁A", "*<0x0A>", "*###", "*▁Human", "*:", "*▁what", "▁is", "?", "<0x0A>", "###",
         "▁Assistant", ":", "*▁red", "*<0x0A>", "*###", "*▁",
@@ -138,7 +149,7 @@ def test_labels(processor: MuffinProcessor) -> None:
 def test_a_generation_stops_at_the_next_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    convert(released(tmp_path / "released"), tmp_path / "muffin", vision_heads=2)
+    convert(write_checkpoint(tmp_path / "released"), tmp_path / "muffin", vision_heads=2)
     model, reader = loading.load(ModelConfig(path=str(tmp_path / "muffin")))
     words = ["▁Assistant", ":", "▁A", "▁red", "###", "▁what", "▁what"]
     said = iter(reader.tokenizer.convert_tokens_to_ids(words))

@@ -20,7 +20,7 @@ from chip_core.models.muffin import MuffinImageProcessor
 from chip_core.models.muffin.convert import convert
 from chip_core.models.muffin.released import resize_positions
 
-from .made import of_oracles
+from .checkpoints import copy_oracle_checkpoint
 
 CASES = [
     "A_preference", "B_prompts", "C_multiturn_and_textonly", "D_quirk_textonly_first",
@@ -48,12 +48,12 @@ def notes(cases: Path) -> dict[str, Any]:
 def loaded(oracles: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("muffin")
-    source = of_oracles(root / "released", oracles)
+    source = copy_oracle_checkpoint(root / "released", oracles)
     convert(source, root / "converted", vision_heads=4)
     return loading.load(ModelConfig(path=str(root / "converted")))
 
 
-def largest(one: Tensor, other: Tensor) -> float:
+def compute_largest_difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max())
 
 
@@ -73,10 +73,12 @@ def test_features_logits_and_log_probabilities(
     mask = given.get("attention_mask", torch.ones_like(ids))
     if images is not None:
         tower = model.model.vision_tower(images)
-        assert largest(tower.last_hidden_state, given["beit3_encoder_out"]) <= 1e-5
-        assert largest(tower.pooler_output, given["query_features"]) <= 1e-5
+        assert (
+            compute_largest_difference(tower.last_hidden_state, given["beit3_encoder_out"]) <= 1e-5
+        )
+        assert compute_largest_difference(tower.pooler_output, given["query_features"]) <= 1e-5
         projected = model.get_image_features(images).pooler_output
-        assert largest(projected, given["projected_features"]) <= 1e-5
+        assert compute_largest_difference(projected, given["projected_features"]) <= 1e-5
         # Released, a row without an image takes none: case D's second row shows the first image.
         images = images[: int((ids == model.config.image_start_token_id).sum())]
     said = model(
@@ -87,33 +89,38 @@ def test_features_logits_and_log_probabilities(
         labels=given.get("labels"),
     )
     seen = mask == 1
-    assert largest(said.logits[seen], given["logits"][seen]) <= 2e-5
+    assert compute_largest_difference(said.logits[seen], given["logits"][seen]) <= 2e-5
     if "labels" not in given:
         return
     labels = given["labels"][:, 1:]
     kept = labels != -100
     logps = said.logits[:, :-1].log_softmax(-1).gather(2, labels.clamp(min=0)[..., None])[..., 0]
-    assert largest(logps[kept], given["per_token_logps"][kept]) <= 1e-5
+    assert compute_largest_difference(logps[kept], given["per_token_logps"][kept]) <= 1e-5
     sums = (logps * kept).sum(1)
-    assert largest(sums, given["log_prob"]) <= 2e-4
-    assert largest(sums / kept.sum(1), given["average_log_prob"]) <= 1e-5
+    assert compute_largest_difference(sums, given["log_prob"]) <= 2e-4
+    assert compute_largest_difference(sums / kept.sum(1), given["average_log_prob"]) <= 1e-5
     assert float(said.loss - given["loss"]) == pytest.approx(0, abs=1e-5)
 
 
 @torch.no_grad()
 def test_the_branch_of_the_image_alone(loaded: tuple[Any, Any], tensors: dict[str, Tensor]) -> None:
     seen = loaded[0].model.vision_tower(tensors["vision_only.images"], without_queries=True)
-    assert largest(seen.last_hidden_state, tensors["vision_only.encoder_out_A_only"]) <= 1e-5
+    assert (
+        compute_largest_difference(
+            seen.last_hidden_state, tensors["vision_only.encoder_out_A_only"]
+        )
+        <= 1e-5
+    )
 
 
 def test_positions_for_another_size(tensors: dict[str, Tensor]) -> None:
     resized = resize_positions(tensors["pos_interp.in_64px"], 112 // 16)
-    assert largest(resized, tensors["pos_interp.out_112px"]) <= 1e-6
+    assert compute_largest_difference(resized, tensors["pos_interp.out_112px"]) <= 1e-6
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("row", [0, 1])
-def test_what_is_generated(
+def test_generated_tokens_equal_the_released_models(
     loaded: tuple[Any, Any], tensors: dict[str, Tensor], row: int, beams: int
 ) -> None:
     from transformers import GenerationConfig
@@ -138,7 +145,7 @@ def test_what_is_generated(
     assert torch.equal(made[:, ids.shape[1] :], tensors[f"B_prompts.generate{row}_beams{beams}"])
 
 
-def test_images(cases: Path) -> None:
+def test_processed_images_equal_the_released_ones(cases: Path) -> None:
     told = json.loads((cases / "preprocess.json").read_text())["example_images"]
     assert len(told) == 3
     for file, sizes in told.items():
@@ -149,7 +156,7 @@ def test_images(cases: Path) -> None:
             assert hashlib.sha256(values).hexdigest() == wanted
 
 
-def _conversation(turns: list[dict[str, str]]) -> list[dict[str, Any]]:
+def _to_conversation(turns: list[dict[str, str]]) -> list[dict[str, Any]]:
     made = []
     for turn in turns:
         text = turn["value"].removeprefix("<image>\n")
@@ -172,11 +179,11 @@ def test_conversations_and_labels(
     several = notes["C_multiturn_and_textonly"]["source"]["conversations"]
     rows += [("C_multiturn_and_textonly", row, turns) for row, turns in enumerate(several)]
     for case, row, turns in rows:
-        ids, labels = processor.labels(_conversation(turns), "released")
+        ids, labels = processor.labels(_to_conversation(turns), "released")
         seen = tensors[f"{case}.attention_mask"][row] == 1
         assert ids == tensors[f"{case}.input_ids"][row][seen].tolist()
         assert labels == tensors[f"{case}.labels"][row][seen].tolist()
-        same, clean = processor.labels(_conversation(turns), "clean")
+        same, clean = processor.labels(_to_conversation(turns), "clean")
         assert same == ids
         answers = [turn["value"] for turn in turns if turn["from"] == "gpt"]
         scored = [token for token in clean if token != -100]

@@ -18,7 +18,7 @@ from ...trainings import train
 STEPS = 4
 
 
-def config(**changes: Any) -> TrialConfig:
+def make_config(**changes: Any) -> TrialConfig:
     tree: dict[str, Any] = {
         "model": "x",
         "objective": {"weights": {"segment": 1.0}},
@@ -29,13 +29,13 @@ def config(**changes: Any) -> TrialConfig:
     return TrialConfig.model_validate({**tree, **changes})
 
 
-def trained(trial: TrialConfig, folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
+def train_model(trial: TrialConfig, folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
     """Train; return the model and its weights as they were before."""
     model, processor = families.build("muffin")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model = attach_adapters(model, trial)
     train(
-        trial, model=model, processor=processor, pairs=families.pairs(), folder=folder,
+        trial, model=model, processor=processor, pairs=families.make_pairs(), folder=folder,
         **options,
     )  # fmt: skip
     return model, before
@@ -43,7 +43,7 @@ def trained(trial: TrialConfig, folder: Path, **options: Any) -> tuple[Any, dict
 
 def test_frozen_is_the_released_trainings_learning_rate_of_0(tmp_path: Path) -> None:
     for how in ("frozen", "trained"):
-        model, before = trained(config(vision_encoder=how), tmp_path / how)
+        model, before = train_model(make_config(vision_encoder=how), tmp_path / how)
         state = model.state_dict()
         moved = {name for name, value in before.items() if not torch.equal(value, state[name])}
         image = {name for name in before if name in group_parameters(model)["vision_encoder"]}
@@ -55,7 +55,7 @@ def test_frozen_is_the_released_trainings_learning_rate_of_0(tmp_path: Path) -> 
         assert {*trains, "model.multi_modal_projector.weight"} <= moved
 
 
-class Cut(Exception):
+class Interrupted(Exception):
     """Stands for whatever ends a process."""
 
 
@@ -70,15 +70,15 @@ class Cut(Exception):
 )
 def test_a_resumed_training_comes_to_the_same_bits(tmp_path: Path, changes: dict[str, Any]) -> None:
     common = {"batch_size": 3, "epochs": STEPS, "max_length": 256}
-    trial = config(**{**changes, "training": {**common, **changes.get("training", {})}})
-    whole, _ = trained(trial, tmp_path / "whole")
+    trial = make_config(**{**changes, "training": {**common, **changes.get("training", {})}})
+    whole, _ = train_model(trial, tmp_path / "whole")
 
     def cut(step: int, *_: Any) -> None:
         if step == 3:
-            raise Cut
+            raise Interrupted
 
-    with pytest.raises(Cut):
-        trained(trial, tmp_path / "first", on_step=cut)
-    again, _ = trained(trial, tmp_path / "second", resume_from=tmp_path / "first")
+    with pytest.raises(Interrupted):
+        train_model(trial, tmp_path / "first", on_step=cut)
+    again, _ = train_model(trial, tmp_path / "second", resume_from=tmp_path / "first")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name

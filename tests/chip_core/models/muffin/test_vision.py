@@ -15,7 +15,7 @@ from chip_core.models import loading
 from chip_core.models.muffin import MuffinConfig, MuffinForConditionalGeneration
 from chip_core.models.muffin.convert import convert
 
-from . import made
+from . import checkpoints
 
 BEIT = "model.vision_tower.beit3."
 
@@ -23,13 +23,20 @@ BEIT = "model.vision_tower.beit3."
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     root = tmp_path_factory.mktemp("muffin")
-    convert(made.released(root / "released"), root / "dst", vision_heads=made.HEADS)
+    convert(
+        checkpoints.write_checkpoint(root / "released"),
+        root / "dst",
+        vision_heads=checkpoints.HEADS,
+    )
     return loading.load(ModelConfig(path=str(root / "dst")))
 
 
-def by_formula(pixels: Tensor) -> Tensor:
-    """All tokens of one image, in float64, from the released names alone."""
-    weights = {name.removeprefix(BEIT): value.double() for name, value in made.weights().items()}
+def compute_by_formula(pixels: Tensor) -> Tensor:
+    """Compute all tokens of one image, in float64, from the released names alone."""
+    weights = {
+        name.removeprefix(BEIT): value.double()
+        for name, value in checkpoints.make_weights().items()
+    }
 
     def norm(x: Tensor, name: str) -> Tensor:
         centred = x - x.mean()
@@ -39,7 +46,7 @@ def by_formula(pixels: Tensor) -> Tensor:
     def linear(x: Tensor, name: str) -> Tensor:
         return weights[f"{name}.weight"] @ x + weights[f"{name}.bias"]
 
-    side, size = made.SIDE, made.PATCH
+    side, size = checkpoints.SIDE, checkpoints.PATCH
     tokens, letters = [weights["vision_embed.cls_token"].flatten()], ["A"]
     for row in range(side):
         for column in range(side):
@@ -48,14 +55,14 @@ def by_formula(pixels: Tensor) -> Tensor:
             tokens.append((kernel * patch).sum((1, 2, 3)) + weights["vision_embed.proj.bias"])
             letters.append("A")
     tokens += list(weights["model.query"])
-    letters += "B" * made.QUERIES
+    letters += "B" * checkpoints.QUERIES
     count = {"A": 2, "B": 2}  # positions begin at row 2, for either kind
     for place, letter in enumerate(letters):
         table = weights[f"encoder.embed_positions.{letter}.weight"]
         tokens[place] = tokens[place] + table[count[letter]]
         count[letter] += 1
-    width = made.WIDTH // made.HEADS
-    for number in range(made.LAYERS):
+    width = checkpoints.WIDTH // checkpoints.HEADS
+    for number in range(checkpoints.LAYERS):
         layer = f"encoder.layers.{number}."
         normed = [
             norm(token, f"{layer}self_attn_layer_norm.{letter}")
@@ -72,7 +79,7 @@ def by_formula(pixels: Tensor) -> Tensor:
         }
         for place, letter in enumerate(letters):
             heads = []
-            for head in range(made.HEADS):
+            for head in range(checkpoints.HEADS):
                 part = slice(head * width, (head + 1) * width)
                 products = asked["k"][:, part] @ asked["q"][place, part] / math.sqrt(width)
                 heads.append(products.softmax(0) @ asked["v"][:, part])
@@ -103,9 +110,9 @@ def test_the_tower_is_its_formulas(loaded: tuple[Any, Any], attention: str) -> N
     finally:
         tower.config._attn_implementation = "sdpa"
     for row in range(2):
-        wanted = by_formula(pixels[row].double())
+        wanted = compute_by_formula(pixels[row].double())
         assert float((seen.last_hidden_state[row] - wanted).abs().max()) <= 1e-5
-    assert torch.equal(seen.pooler_output, seen.last_hidden_state[:, -made.QUERIES :])
+    assert torch.equal(seen.pooler_output, seen.last_hidden_state[:, -checkpoints.QUERIES :])
 
 
 def test_images_of_another_size_are_refused(loaded: tuple[Any, Any]) -> None:
@@ -120,7 +127,7 @@ def test_features_stand_where_the_placeholders_are(loaded: tuple[Any, Any]) -> N
     start, patch, end = (
         config.image_start_token_id, config.image_token_id, config.image_end_token_id,
     )  # fmt: skip
-    block = [start, *[patch] * made.QUERIES, end]
+    block = [start, *[patch] * checkpoints.QUERIES, end]
     # The first row has no image; the second two, side by side.
     ids = torch.tensor([[5] * 14, [1, *block, *block, 7, 8, 9]])
     pixels = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))

@@ -29,8 +29,8 @@ WORDS = ["a", "red", "dog", "and", "a", "blue", "car", "on", "the", "green", "tr
 CHOSEN, REJECTED = 90, 120  # words, each a token
 
 
-def wider(family: str) -> tuple[Any, Any]:
-    """A family's model in which weights and activations count for something."""
+def make_wider_model(family: str) -> tuple[Any, Any]:
+    """Make a family's model in which weights and activations count for something."""
     found, processor = families.FAMILIES[family]()
     for part, width in ((found.text_config, 128), (found.vision_config, 64)):
         part.hidden_size, part.intermediate_size = width, 2 * width
@@ -38,8 +38,8 @@ def wider(family: str) -> tuple[Any, Any]:
     return found, processor
 
 
-def pairs() -> families.ListPairs:
-    """Four pairs of one length, so that a shape says all of them."""
+def make_pairs() -> families.ListPairs:
+    """Make four pairs of one length, so that a shape says all of them."""
     made = families.ListPairs()
     for number in range(4):
         texts = [
@@ -62,22 +62,24 @@ def pairs() -> families.ListPairs:
 
 
 @dataclass
-class Taken:
+class MeasuredBytes:
     """Bytes of a training, as the allocator saw them."""
 
     steps: int  # at the fullest moment of its steps, beside what was there before
     weights: int
 
 
-def taken(config: TrialConfig, family: str, folder: Path) -> tuple[Taken, RowShape]:
+def measure_training(
+    config: TrialConfig, family: str, folder: Path
+) -> tuple[MeasuredBytes, RowShape]:
     """Train two steps; return what they took, and the shape of their rows."""
-    found, processor = wider(family)
+    found, processor = make_wider_model(family)
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(found, dtype=torch.float32).eval()
     model = attach_adapters(model, config)
     model = convert_weights(model, config.model.dtype)
     weights = sum(p.numel() * p.element_size() for p in [*model.parameters(), *model.buffers()])
-    given = pairs()
+    given = make_pairs()
     with Trainer(config, model=model, processor=processor, pairs=given, folder=folder) as trainer:
         batch = trainer.batches.encode_shortest_pair()
         shape = RowShape(
@@ -100,13 +102,15 @@ def taken(config: TrialConfig, family: str, folder: Path) -> tuple[Taken, RowSha
     totals = [event["args"]["Total Allocated"] for event in noted]
     before = totals[0] - noted[0]["args"]["Bytes"]  # of earlier profiles in this process
     assert len(totals) > 1000
-    return Taken(steps=max(totals) - before, weights=weights), shape
+    return MeasuredBytes(steps=max(totals) - before, weights=weights), shape
 
 
-def before(config: TrialConfig, family: str) -> int:
-    """Bytes of what a trainer holds before its first step: old weights, and masters."""
+def count_initial_bytes(config: TrialConfig, family: str) -> int:
+    """Count the bytes that a trainer holds before its first step: old weights, and masters."""
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(wider(family)[0], dtype=torch.float32)
+        model = AutoModelForImageTextToText.from_config(
+            make_wider_model(family)[0], dtype=torch.float32
+        )
         model = attach_adapters(model, config)
     held = DTYPES[config.model.dtype]
     size = 0
@@ -214,10 +218,10 @@ def test_it_is_what_the_trainers_steps_take(
         **given,
     }
     config = TrialConfig.model_validate(settings)
-    seen, shape = taken(config, family, tmp_path)
-    found = estimate_footprint(wider(family)[0], config, shape, stored=False)
+    seen, shape = measure_training(config, family, tmp_path)
+    found = estimate_footprint(make_wider_model(family)[0], config, shape, stored=False)
     assert found.weights == seen.weights
-    estimated = found.total - found.weights - before(config, family)
+    estimated = found.total - found.weights - count_initial_bytes(config, family)
     print(f"{family} {given}: {estimated:,} estimated, {seen.steps:,} taken")
     assert estimated == pytest.approx(seen.steps, rel=0.05)
 
@@ -228,20 +232,19 @@ def test_two_small_models_tell_of_a_large_one(
 ) -> None:
     settings = {"model": "x", "training": {"batch_size": 4}, **given}
     config = TrialConfig.model_validate(settings)
-    found = wider("llava")[0]
+    found = make_wider_model("llava")[0]
     found.text_config.num_hidden_layers = 7
     shape = RowShape(image=16, text=9, chosen=60, rejected=70)
     told = estimate_footprint(found, config, shape, stored=True)
-    monkeypatch.setattr(
-        "chip_core.training.footprint.estimate._SAMPLE_LAYERS", 7
-    )  # all of it is made
+    # All seven layers are made.
+    monkeypatch.setattr("chip_core.training.footprint.estimate._SAMPLE_LAYERS", 7)
     assert told == estimate_footprint(found, config, shape, stored=True)
 
 
 def test_operations_are_those_of_every_layer() -> None:
     """Three more layers, counted by hand."""
     config = TrialConfig.model_validate({"model": "x", "objective": "dpo"})
-    found = wider("llava")[0]
+    found = make_wider_model("llava")[0]
     text = found.text_config
     shape = RowShape(image=16, text=9, chosen=60, rejected=70)
     made = estimate_operations(found, config, shape)

@@ -27,9 +27,10 @@ def test_the_rate_is_transformers_own(
     steps = 13
     optimizer, ours = make_optimizer(model, config, steps)
     reference = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=3e-4)
+    # Warm-up is ceil(0.25 × 13) = 4 steps.
     theirs = get_scheduler(
         name, reference, num_warmup_steps=4 if warmup else 0, num_training_steps=steps
-    )  # ceil(0.25 × 13) = 4
+    )
     for _ in range(steps + 1):
         assert get_learning_rates(optimizer, ours, config) == {"lr": theirs.get_last_lr()[0]}
         optimizer.step()

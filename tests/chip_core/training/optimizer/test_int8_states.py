@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from chip_core.config.trial import TrialConfig
@@ -42,7 +41,7 @@ CONFIG = TrialConfig.model_validate(
 )
 
 
-class Trained:
+class TrainedModel:
     """A model with one large weight among its trained ones, its masters and their optimizer."""
 
     def __init__(self, *, sharded: bool = False) -> None:
@@ -70,7 +69,7 @@ class Trained:
         self.masters.update(self.trained, self.optimizer, norm, None)
         self.schedule.step()
 
-    def checkpointer(self) -> Checkpointer:
+    def make_checkpointer(self) -> Checkpointer:
         return Checkpointer(
             CONFIG,
             model=self.model,
@@ -79,7 +78,7 @@ class Trained:
             stateful={"schedule": self.schedule},
         )
 
-    def held(self) -> list[torch.Tensor]:
+    def get_state(self) -> list[torch.Tensor]:
         """All that decides the next update, as plain tensors."""
         state = get_optimizer_state(self.optimizer)["state"]
         moments = [value for _, entries in sorted(state.items()) for value in entries.values()]
@@ -91,7 +90,7 @@ class Trained:
 
 @needs_torchao
 def test_moments_are_in_8_bits_and_updates_near_those_of_fp32() -> None:
-    ours = Trained()
+    ours = TrainedModel()
     plain = [
         nn.Parameter(ours.masters.master_of(weight).detach().clone()) for weight in ours.trained
     ]
@@ -119,39 +118,31 @@ def test_moments_are_in_8_bits_and_updates_near_those_of_fp32() -> None:
     assert get_learning_rates(ours.optimizer, ours.schedule, CONFIG) == {"lr": pytest.approx(1e-3)}
 
 
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 @needs_torchao
 @pytest.mark.parametrize("saver", [False, True], ids=["whole", "sharded"])
 @pytest.mark.parametrize("reader", [False, True], ids=["to-whole", "to-sharded"])
 def test_a_checkpoint_gives_back_the_same_bits(
-    group: None, tmp_path: Path, saver: bool, reader: bool
+    process_group: None, tmp_path: Path, saver: bool, reader: bool
 ) -> None:
-    saved, other = Trained(sharded=saver), Trained(sharded=reader)
+    saved, other = TrainedModel(sharded=saver), TrainedModel(sharded=reader)
     for seed in range(3):
         saved.update(seed)
-    saved.checkpointer().save(tmp_path, 3)
+    saved.make_checkpointer().save(tmp_path, 3)
     other.update(7)  # it is not where it begins
-    assert other.checkpointer().restore(tmp_path).step == 3
+    assert other.make_checkpointer().restore(tmp_path).step == 3
     for trained in (saved, other):
         trained.update(5)
-    for one, two in zip(saved.held(), other.held(), strict=True):
+    for one, two in zip(saved.get_state(), other.get_state(), strict=True):
         assert torch.equal(one.flatten(), two.flatten())  # a scale is of a row where it is spread
 
 
 @needs_torchao
 def test_putting_a_state_changes_no_weight() -> None:
-    trained = Trained()
+    trained = TrainedModel()
     trained.update(0)
-    before = copy.deepcopy(trained.held())
+    before = copy.deepcopy(trained.get_state())
     load_optimizer_state(trained.optimizer, copy.deepcopy(get_optimizer_state(trained.optimizer)))
-    assert all(torch.equal(one, two) for one, two in zip(trained.held(), before, strict=True))
+    assert all(torch.equal(one, two) for one, two in zip(trained.get_state(), before, strict=True))
 
 
 @needs_torchao

@@ -24,7 +24,7 @@ from ... import families
 STEPS, LIMIT = 3, 0.5
 
 
-def configured(gradients: str, lr: float = 1e-3) -> TrialConfig:
+def make_config(gradients: str, lr: float = 1e-3) -> TrialConfig:
     return TrialConfig.model_validate(
         {
             "model": {"path": "shapes", "dtype": "bf16"},
@@ -40,8 +40,8 @@ def model() -> Any:
     return convert_weights(families.build("llava")[0], "bf16")
 
 
-def gradients(trained: list[nn.Parameter], step: int) -> list[torch.Tensor]:
-    """What a pass might leave; the last weight gets none, as in a stage that has not begun."""
+def draw_gradients(trained: list[nn.Parameter], step: int) -> list[torch.Tensor]:
+    """Draw what a pass might leave; the last weight gets none, as before its stage begins."""
     draw = torch.Generator().manual_seed(step)
     return [torch.randn(weight.shape, generator=draw).bfloat16() for weight in trained[:-1]]
 
@@ -51,14 +51,14 @@ def test_an_update_is_adamws_on_weights_in_fp32(
     model: Any, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PIECE_BYTES", 2**13)  # many pieces
-    config = configured(kind)
+    config = make_config(kind)
     trained = set_trained(model, config)
     masters = MasterWeights(model, config)
     optimizer, _ = make_optimizer(model, config, STEPS, masters)
     plain = [nn.Parameter(weight.detach().float()) for weight in trained]
     theirs = torch.optim.AdamW(plain, lr=1e-3, weight_decay=0.1)
     for step in range(STEPS):
-        passes = [gradients(trained, 2 * step), gradients(trained, 2 * step + 1)]
+        passes = [draw_gradients(trained, 2 * step), draw_gradients(trained, 2 * step + 1)]
         for made in passes:
             torch.autograd.backward(trained[:-1], made)
             # In bf16 beside the weights, or in fp32 beside the masters, never both.
@@ -82,14 +82,13 @@ def test_an_update_is_adamws_on_weights_in_fp32(
             masters.master_of(weight).detach(), expected.detach(), rtol=1e-6, atol=1e-7
         )
         assert torch.equal(weight, masters.master_of(weight).detach().bfloat16())
-    assert torch.equal(
-        plain[-1], masters.master_of(trained[-1])
-    )  # passed over, its weight decay too
+    # The last weight is passed over, its weight decay too.
+    assert torch.equal(plain[-1], masters.master_of(trained[-1]))
 
 
 def test_steps_too_small_for_bf16_add_up(model: Any) -> None:
     """At lr 5e-7 a weight of about 1 moves by 1/15,000 of its last bit, 2^-7 = 0.0078, a step."""
-    config = configured("fp32", lr=5e-7)
+    config = make_config("fp32", lr=5e-7)
     trained = set_trained(model, config)
     weight = next(each for each in trained if each.ndim == 1 and bool((each == 1).all()))
     masters = MasterWeights(model, config)
@@ -105,7 +104,7 @@ def test_steps_too_small_for_bf16_add_up(model: Any) -> None:
 
 
 def test_one_worker_averages_nothing(model: Any) -> None:
-    config = configured("fp32")
+    config = make_config("fp32")
     trained = set_trained(model, config)
     masters = MasterWeights(model, config)
     torch.autograd.backward(trained[:1], [torch.ones_like(trained[0])])
@@ -115,7 +114,7 @@ def test_one_worker_averages_nothing(model: Any) -> None:
 
 def test_what_is_not_trained_yet_is_not_updated(model: Any) -> None:
     """Under FSDP, a first stage's passes leave gradients of the others too."""
-    config = configured("fp32")
+    config = make_config("fp32")
     trained = set_trained(model, config)
     masters = MasterWeights(model, config)
     optimizer, _ = make_optimizer(model, config, STEPS, masters)
@@ -132,7 +131,7 @@ def test_what_is_not_trained_yet_is_not_updated(model: Any) -> None:
 
 
 def test_weights_outlive_their_masters(model: Any) -> None:
-    config = configured("fp32")
+    config = make_config("fp32")
     trained = set_trained(model, config)
     masters = MasterWeights(model, config)
     gone = weakref.ref(masters)
@@ -146,7 +145,7 @@ def test_weights_outlive_their_masters(model: Any) -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu_one_kernel_updates_all_to_the_same_masters(model: Any) -> None:
-    config = configured("fp32")
+    config = make_config("fp32")
     found = []
     for device in ("cpu", "cuda"):
         placed = copy.deepcopy(model).to(device)
@@ -155,7 +154,7 @@ def test_on_a_gpu_one_kernel_updates_all_to_the_same_masters(model: Any) -> None
         optimizer, _ = make_optimizer(placed, config, STEPS, masters)
         assert bool(optimizer.defaults["fused"]) == (device == "cuda")
         for step in range(STEPS):
-            made = [gradient.to(device) for gradient in gradients(trained, step)]
+            made = [gradient.to(device) for gradient in draw_gradients(trained, step)]
             torch.autograd.backward(trained[:-1], made)
             norm = masters.norm(trained, sharded=False)
             masters.update(trained, optimizer, norm, LIMIT)

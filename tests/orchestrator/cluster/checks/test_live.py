@@ -23,7 +23,7 @@ FILE = ClusterFile(
 )
 
 
-def machine(*, head: bool = False, **changed: Any) -> dict[str, Any]:
+def make_machine(*, head: bool = False, **changed: Any) -> dict[str, Any]:
     return {
         "address": "10.0.0.1" if head else "10.0.0.2",
         "head": head,
@@ -34,7 +34,7 @@ def machine(*, head: bool = False, **changed: Any) -> dict[str, Any]:
     }
 
 
-def problems_of(
+def find_problems(
     machines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> list[tuple[str, str]]:
     commands = []
@@ -52,7 +52,7 @@ def problems_of(
 
 
 def test_a_good_cluster_has_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert problems_of([machine(head=True), machine()], monkeypatch) == []
+    assert find_problems([make_machine(head=True), make_machine()], monkeypatch) == []
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_good_cluster_has_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_machine_lacks_is_told(
     changed: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ((key, what),) = problems_of([machine(head=True), machine(**changed)], monkeypatch)
+    ((key, what),) = find_problems([make_machine(head=True), make_machine(**changed)], monkeypatch)
     assert key == "machine 10.0.0.2"
     assert words in what
 
@@ -83,28 +83,28 @@ def test_what_a_machine_lacks_is_told(
 def test_a_head_without_places_for_drivers_and_a_missing_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first, second = problems_of([machine(head=True, resources={})], monkeypatch)
+    first, second = find_problems([make_machine(head=True, resources={})], monkeypatch)
     assert first == ("machine 10.0.0.1", "offers no chip_driver: see the start commands")
     assert second[0] == "min_workers"
     assert second[1].startswith("0 of 1 workers are up")
 
 
-def completed_process(code: int, out: str = "", err: str = "") -> Any:
+def make_fake_run(code: int, out: str = "", err: str = "") -> Any:
     return lambda *_, **__: subprocess.CompletedProcess([], code, stdout=out, stderr=err)
 
 
 def test_what_ssh_says_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "run", completed_process(255, err="noise\nPermission denied\n"))
+    monkeypatch.setattr(subprocess, "run", make_fake_run(255, err="noise\nPermission denied\n"))
     with pytest.raises(UnreachableError, match="^u@10.0.0.1: Permission denied$"):
         HEAD.run("true")
-    monkeypatch.setattr(subprocess, "run", completed_process(3, out="no room"))
+    monkeypatch.setattr(subprocess, "run", make_fake_run(3, out="no room"))
     with pytest.raises(UserError, match="`df` failed with exit code 3: no room") as raised:
         HEAD.run("df")
     assert not isinstance(raised.value, UnreachableError)
-    monkeypatch.setattr(subprocess, "run", completed_process(0, out=""))
+    monkeypatch.setattr(subprocess, "run", make_fake_run(0, out=""))
     with pytest.raises(UserError, match="no token in ~/.ray/auth_token: bring the cluster up"):
         HEAD.token()
-    monkeypatch.setattr(subprocess, "run", completed_process(0, out="abc\n"))
+    monkeypatch.setattr(subprocess, "run", make_fake_run(0, out="abc\n"))
     assert HEAD.token() == "abc"
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import click
 import pytest
 
-from orchestrator.cli import main
 from orchestrator.commands.common.output import json_option, print_json
+
+from ...program import run_program
 
 #: A user's own term that prints in every way there is, when it is imported and when it is called.
 LOUD = r"""
@@ -34,7 +35,7 @@ def term(chosen, rejected, rejected_image, beta):
 PRINTED = ("at import", "called", "written", "past Python", "a child")
 
 
-def strict(text: str) -> Any:
+def parse_strictly(text: str) -> Any:
     """Return the value of a JSON text; Python's own NaN and Infinity are none."""
 
     def refused(name: str) -> None:
@@ -53,7 +54,7 @@ def test_what_a_plug_in_prints_goes_to_standard_error(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert strict(done.stdout)["kind"] == "loss term"
+    assert parse_strictly(done.stdout)["kind"] == "loss term"
     for line in PRINTED:
         assert line in done.stderr
 
@@ -71,18 +72,21 @@ def test_a_study_with_a_loud_plug_in(
     (tmp_path / "s.yaml").write_text(
         "study: s\nrecipe: shapes\nfactors: {objective.beta: [0.1, 0.2]}\nseeds: 1\n"
     )
-    with pytest.raises(SystemExit) as ended:
-        main([command, "s.yaml", "--set", "objective.custom={'loud_study:term': 1.0}", "--json"])
-    assert ended.value.code == 0
+    assert (
+        run_program(
+            command, "s.yaml", "--set", "objective.custom={'loud_study:term': 1.0}", "--json"
+        )
+        == 0
+    )
     printed = capfd.readouterr()
-    assert strict(printed.out)["study"].startswith("s+objective.custom")
+    assert parse_strictly(printed.out)["study"].startswith("s+objective.custom")
     assert "at import" in printed.err
 
 
 def test_a_number_that_json_has_not_is_null_and_named(capsys: pytest.CaptureFixture[str]) -> None:
     nan, inf = float("nan"), float("inf")
     print_json({"a": 1.5, "b": nan, "c": {"d": [0, -inf]}, "e": (inf, "NaN")})
-    assert strict(capsys.readouterr().out) == {
+    assert parse_strictly(capsys.readouterr().out) == {
         "a": 1.5,
         "b": None,
         "c": {"d": [0, None]},
@@ -90,7 +94,8 @@ def test_a_number_that_json_has_not_is_null_and_named(capsys: pytest.CaptureFixt
         "not_finite": {"b": "nan", "c.d[1]": "-inf", "e[0]": "inf"},
     }
     print_json({"a": 1.5})
-    assert strict(capsys.readouterr().out) == {"a": 1.5}  # nothing is said where nothing is wrong
+    # Nothing is said where nothing is wrong.
+    assert parse_strictly(capsys.readouterr().out) == {"a": 1.5}
 
 
 @pytest.mark.parametrize("given", [True, False])

@@ -22,12 +22,12 @@ from orchestrator.commands.common.param_types import (
 _BY_THE_TRACKER = {"tracking_uri"}
 
 
-def _parameters(
+def _list_parameters(
     command: click.Command = cli, name: str = "chip-ablate"
 ) -> Iterator[tuple[str, click.Parameter]]:
     if isinstance(command, click.Group):
         for below, inner in command.commands.items():
-            yield from _parameters(inner, f"{name} {below}")
+            yield from _list_parameters(inner, f"{name} {below}")
     for parameter in command.params:
         yield f"{name} {parameter.name}", parameter
 
@@ -38,7 +38,7 @@ def test_every_option_and_argument_says_what_it_may_hold() -> None:
         click.types.StringParamType, click.types.IntParamType, click.types.FloatParamType,
         click.Path, click.File,
     )  # fmt: skip
-    found = dict(_parameters())
+    found = dict(_list_parameters())
     assert len(found) > 100
     wrong = [
         name
@@ -60,7 +60,9 @@ def test_every_option_and_argument_says_what_it_may_hold() -> None:
         (TextType(), "Bild\u202f1", "Bild\u202f1"),  # as one system names its screenshots
     ],
 )  # fmt: skip
-def test_what_is_meant_is_taken(kind: click.ParamType[object], text: str, value: object) -> None:
+def test_each_way_of_writing_a_value_is_accepted(
+    kind: click.ParamType[object], text: str, value: object
+) -> None:
     assert kind.convert(text, None, None) == value
 
 

@@ -24,7 +24,7 @@ WorkOf = Callable[[Plan], Workload]
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[Measurement]:
+def fake_measurements(monkeypatch: pytest.MonkeyPatch) -> list[Measurement]:
     """Measure nothing: the n-th measurement finds n seconds of everything it is for."""
     measurements: list[Measurement] = []
 
@@ -37,18 +37,19 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Measurement]:
     return measurements
 
 
-def test_each_kind_once_and_kept(
-    small: Plan, work_of: WorkOf, measured: list[Measurement], tmp_path: Path
+def test_each_kind_is_measured_once_and_stored(
+    small_plan: Plan, make_workload: WorkOf, fake_measurements: list[Measurement], tmp_path: Path
 ) -> None:
-    work, said = work_of(small), list[str]()
+    work, said = make_workload(small_plan), list[str]()
     assert load_calibration(work, tmp_path, 1) is None
     assert calibrate(work, tmp_path, DataPaths(), at_once=1, notify=said.append) == {}
     # Two objectives; the learning rate changes no time. The first one's model answers.
     assert said == ["calibrating: dpo, 1e-5", "calibrating: chip, 1e-5"]
-    assert [len(one.config.benchmarks.report) for one in measured] == [1, 0]
-    assert all(one.config.training.max_steps == STEPS for one in measured)
-    assert all(one.config.data.limit == STEPS * 16 for one in measured)
-    assert measured[0].config.benchmarks.report[0].limit == 20  # no more than the study asks
+    assert [len(one.config.benchmarks.report) for one in fake_measurements] == [1, 0]
+    assert all(one.config.training.max_steps == STEPS for one in fake_measurements)
+    assert all(one.config.data.limit == STEPS * 16 for one in fake_measurements)
+    # No more than the study asks.
+    assert fake_measurements[0].config.benchmarks.report[0].limit == 20
 
     found = load_calibration(work, tmp_path, 1)
     assert found is not None
@@ -61,61 +62,66 @@ def test_each_kind_once_and_kept(
     assert found.rates["model", work.trials[0].start] == make_seconds(1.5, 0.75)
 
     calibrate(work, tmp_path, DataPaths(), at_once=1, notify=said.append)
-    assert len(measured) == 2
+    assert len(fake_measurements) == 2
     assert {path.parent.name for path in tmp_path.rglob("*.json")} == {"cost"}
     assert not (tmp_path / "ledger").exists()
 
 
 def test_every_place_is_filled(
-    small: Plan, work_of: WorkOf, measured: list[Measurement], tmp_path: Path
+    small_plan: Plan, make_workload: WorkOf, fake_measurements: list[Measurement], tmp_path: Path
 ) -> None:
-    work = work_of(small)
+    work = make_workload(small_plan)
     calibrate(work, tmp_path, DataPaths(), at_once=4, notify=lambda _: None)
-    assert [one.name for one in measured].count("dpo, 1e-5") == 2  # of four at a time
+    assert [one.name for one in fake_measurements].count("dpo, 1e-5") == 2  # of four at a time
     assert load_calibration(work, tmp_path, 4) is not None
     assert load_calibration(work, tmp_path, 1) is None  # beside others a step takes longer
 
 
 def test_passes_come_first_and_are_read(
-    plan_of: Callable[..., Plan], work_of: WorkOf, measured: list[Measurement], tmp_path: Path
+    plan_of: Callable[..., Plan],
+    make_workload: WorkOf,
+    fake_measurements: list[Measurement],
+    tmp_path: Path,
 ) -> None:
     plan = plan_of(STUDY, overrides={**SHORT, "training.max_steps": 60})
-    calibrate(work_of(plan), tmp_path, DataPaths(), at_once=1, notify=lambda _: None)
-    assert [one.builds_passes for one in measured] == [True, False, False]
-    assert measured[0].passes == (("text", None, "fp32"), ("rejected_image", None, None))
+    calibrate(make_workload(plan), tmp_path, DataPaths(), at_once=1, notify=lambda _: None)
+    assert [one.builds_passes for one in fake_measurements] == [True, False, False]
+    assert fake_measurements[0].passes == (("text", None, "fp32"), ("rejected_image", None, None))
     # DPO reads what holds hidden states for the other too.
-    assert measured[1].passes == (("text", None, "fp32"),)
-    assert measured[2].passes == measured[0].passes
+    assert fake_measurements[1].passes == (("text", None, "fp32"),)
+    assert fake_measurements[2].passes == fake_measurements[0].passes
 
 
 def test_a_paid_judge_is_not_asked(
-    plan_of: Callable[..., Plan], work_of: WorkOf, monkeypatch: pytest.MonkeyPatch
+    plan_of: Callable[..., Plan], make_workload: WorkOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BENCHMARKS["shapes"], "needs", frozenset({"judge"}))
     judged = STUDY.replace("limit: 20}", "limit: 20, judge: a-judge}")
     plan = plan_of(judged, overrides=SHORT)
-    assert all(not one.config.benchmarks.report for one in list_measurements(work_of(plan)))
+    assert all(not one.config.benchmarks.report for one in list_measurements(make_workload(plan)))
 
 
 def test_a_trial_of_several_workers_is_not_measured(
-    plan_of: Callable[..., Plan], work_of: WorkOf
+    plan_of: Callable[..., Plan], make_workload: WorkOf
 ) -> None:
     plan = plan_of(STUDY, overrides={**SHORT, "engine.workers_per_trial": 2})
-    (base,) = list_measurements(work_of(plan))
+    (base,) = list_measurements(make_workload(plan))
     assert base.untrained  # it alone is one process's work
 
 
 def test_what_cannot_be_measured_is_told_and_not_kept(
-    small: Plan, work_of: WorkOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    small_plan: Plan, make_workload: WorkOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(calibration, "_run_measurement", lambda *_, **__: {"error": "it fails"})
-    work = work_of(small)
+    work = make_workload(small_plan)
     found = calibrate(work, tmp_path, DataPaths(), at_once=1, notify=lambda _: None)
     assert found == {"dpo, 1e-5": "it fails", "chip, 1e-5": "it fails"}
     assert load_calibration(work, tmp_path, 1) is None
 
 
-def test_a_measurement(plan_of: Callable[..., Plan], work_of: WorkOf, tmp_path: Path) -> None:
+def test_a_real_training_is_measured(
+    plan_of: Callable[..., Plan], make_workload: WorkOf, tmp_path: Path
+) -> None:
     """A pass is made and a training that reads it measured, here in one process."""
     tiny = {
         **SHORT,
@@ -125,7 +131,7 @@ def test_a_measurement(plan_of: Callable[..., Plan], work_of: WorkOf, tmp_path: 
         "training.epochs": 9,
     }
     text = STUDY.replace("{name: shapes, limit: 20}", "{name: shapes, limit: 2, max_new_tokens: 2}")
-    work = work_of(plan_of(text, overrides=tiny))
+    work = make_workload(plan_of(text, overrides=tiny))
     made, _, chip = list_measurements(work)
     spec = {"cache": str(tmp_path / "stores"), "places": {}}
 

@@ -27,14 +27,14 @@ ON_GPU = ["--set", "engine.gpus_per_worker=1", "--set", "training.max_steps=10"]
 
 
 @pytest.fixture
-def on_gpu(plan_of: Callable[..., Plan]) -> Plan:
+def gpu_plan(plan_of: Callable[..., Plan]) -> Plan:
     return plan_of(STUDY, overrides={**SHORT, "engine.gpus_per_worker": 1})
 
 
 def test_a_step_is_its_operations_over_the_share_of_the_peak(
-    on_gpu: Plan, work_of: Callable[[Plan], Workload]
+    gpu_plan: Plan, make_workload: Callable[[Plan], Workload]
 ) -> None:
-    work = work_of(on_gpu)
+    work = make_workload(gpu_plan)
     found = published_rates(work, H100)
     assert found is not None
     trial = next(each for each in work.trials if each.trial.arm.startswith("dpo"))
@@ -58,20 +58,19 @@ def test_every_figure_has_its_source() -> None:
 
 
 @pytest.fixture
-def call(
-    write_study: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+def run_on_study(
+    write_study: Callable[[str], Path], run_captured: Callable[..., tuple[int, str, str]]
 ) -> Callable[..., tuple[int, str, str]]:
-    def called(command: str, *arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([command, str(write_study(STUDY)), *ON_GPU, *arguments])
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
+    """Call a command on the study; return (exit code, output, errors)."""
 
-    return called
+    def run(command: str, *arguments: str) -> tuple[int, str, str]:
+        return run_captured(command, write_study(STUDY), *ON_GPU, *arguments)
+
+    return run
 
 
-def test_a_plan_on_eight_gpus(call: Callable[..., tuple[int, str, str]]) -> None:
-    code, out, _ = call("plan", "--device", "h100-80gb", "--gpus", "8", "--json")
+def test_a_plan_on_eight_gpus(run_on_study: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = run_on_study("plan", "--device", "h100-80gb", "--gpus", "8", "--json")
     cost = json.loads(out)["cost"]
     assert (code, cost["sources"], cost["at_once"]) == (0, ["published rates"], 8)
     assert cost["device"] == "h100-80gb"
@@ -83,7 +82,7 @@ def test_a_plan_on_eight_gpus(call: Callable[..., tuple[int, str, str]]) -> None
     fit = cost["memory"][0]
     assert fit["bytes"] == sum(fit["parts"].values())
     assert (fit["device_bytes"], fit["fits"], fit["would_fit"]) == (H100.usable_bytes, True, [])
-    flat = " ".join(call("plan", "--device", "h100-80gb")[1].split())
+    flat = " ".join(run_on_study("plan", "--device", "h100-80gb")[1].split())
     assert "GPU hours on h100-80gb, from published rates" in flat
     assert "NVIDIA H100 datasheet" in flat
 
@@ -115,9 +114,9 @@ def test_a_studys_server_takes_some_of_the_gpus(
 
 
 def test_what_is_given_takes_the_place_of_what_is_published(
-    call: Callable[..., tuple[int, str, str]],
+    run_on_study: Callable[..., tuple[int, str, str]],
 ) -> None:
-    out = call("plan", "--device", "h100-80gb", "--rate", "step=2", "--json")[1]
+    out = run_on_study("plan", "--device", "h100-80gb", "--rate", "step=2", "--json")[1]
     cost = json.loads(out)["cost"]
     assert cost["total"]["seconds"]["train"] == 12 * 10 * 2
     assert cost["fastest"]["total"]["seconds"]["train"] == 12 * 10 * 2
@@ -135,17 +134,17 @@ def test_what_is_given_takes_the_place_of_what_is_published(
         (["--device", "abacus"], "'abacus' is not one of 'h100-80gb'"),
     ],
 )
-def test_wrong_words(
-    call: Callable[..., tuple[int, str, str]], given: list[str], said: str
+def test_a_wrong_option_is_one_line(
+    run_on_study: Callable[..., tuple[int, str, str]], given: list[str], said: str
 ) -> None:
-    code, _, error = call("plan", *given)
+    code, _, error = run_on_study("plan", *given)
     assert code == 2
     assert said in error
     assert len(error.splitlines()) == 1
 
 
-def test_changes_that_fit_are_the_least_ones(on_gpu: Plan) -> None:
-    config = on_gpu.trials[1].config
+def test_changes_that_fit_are_the_least_ones(gpu_plan: Plan) -> None:
+    config = gpu_plan.trials[1].config
     estimator = MemoryEstimator(count=True)
     whole = estimator.estimate(config, reference=False)
     assert whole is not None
@@ -173,9 +172,9 @@ def test_changes_that_fit_are_the_least_ones(on_gpu: Plan) -> None:
     ],
 )
 def test_hybrid_sharding_spreads_over_a_machine(
-    on_gpu: Plan, settings: dict[str, Any], parts: int
+    gpu_plan: Plan, settings: dict[str, Any], parts: int
 ) -> None:
-    config = on_gpu.trials[1].config
+    config = gpu_plan.trials[1].config
     fsdp = {"parallel": "fsdp", "workers_per_trial": parts, "micro_batch": 1}
     # As many passes as the other training has.
     batch = config.training.model_copy(update={"batch_size": 64})
@@ -196,16 +195,16 @@ def test_hybrid_sharding_spreads_over_a_machine(
 
 
 def test_a_machine_of_several_gpus_is_taken_for_the_others(
-    on_gpu: Plan, monkeypatch: pytest.MonkeyPatch
+    gpu_plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = on_gpu.trials[1].config.engine.model_copy(update={"workers_per_trial": 8})
+    engine = gpu_plan.trials[1].config.engine.model_copy(update={"workers_per_trial": 8})
     for here, machine in ((0, 8), (1, 8), (2, 2), (3, 2), (4, 4)):
         monkeypatch.setattr("orchestrator.cost.memory.gpu_count", lambda here=here: here)
         assert workers_per_machine(engine) == machine
 
 
-def test_auto_spreads_over_a_machine_before_it_spreads_over_all(on_gpu: Plan) -> None:
-    config = on_gpu.trials[1].config
+def test_auto_spreads_over_a_machine_before_it_spreads_over_all(gpu_plan: Plan) -> None:
+    config = gpu_plan.trials[1].config
     least = {"workers_per_trial": 16, "gradient_checkpointing": True, "micro_batch": 1}
     many = config.engine.model_copy(update=least)
     estimator = MemoryEstimator(count=True)
@@ -252,10 +251,12 @@ def test_what_is_written_is_as_wide_as_it_is_held(
 
 
 def test_a_run_that_cannot_fit_ends_before_anything_is_made(
-    call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_on_study: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("orchestrator.cost.memory.find_fitting_changes", lambda *_: ())
-    code, _, error = call("run", "--device-memory", "0.005", "--executor", "inline")
+    code, _, error = run_on_study("run", "--device-memory", "0.005", "--executor", "inline")
     assert code == 2
     assert "a step takes about" in error
     assert "of a GPU, but a trial may take 0.0 GiB: choose a GPU" in error

@@ -16,7 +16,7 @@ from orchestrator.report.figures.training import draw_training
 from orchestrator.report.sections.costs import arm_costs
 from orchestrator.report.sections.training import load_training_curves
 
-from ..conftest import STUDY, FinishedStudy, noisy
+from ..conftest import STUDY, FinishedStudy, draw_noisy_score
 
 Run = Callable[..., FinishedStudy]
 CHAIR = "shapes/chair_i"
@@ -27,13 +27,13 @@ WEIGHTS = (
 )
 
 
-def by_weight(trial: Trial, item: int, metric: str) -> tuple[float, float]:
+def score_by_weight(trial: Trial, item: int, metric: str) -> tuple[float, float]:
     weight = float(trial.params["objective.weights.segment"].split("|")[0]) if trial.params else 0
     return ((item * 7 + 5 * (trial.seed or 0)) % 3) / (1 + weight), 3.0
 
 
-def test_every_figure_as_png_and_pdf(finished: Run) -> None:
-    made = finished(WEIGHTS, score=by_weight)
+def test_every_figure_as_png_and_pdf(make_finished_study: Run) -> None:
+    made = make_finished_study(WEIGHTS, score=score_by_weight)
     summary = made.summary
     curves = load_training_curves(made.plan, made.ledger, made.workdir)
     (factor,) = numeric_factors(summary)
@@ -59,8 +59,8 @@ def test_every_figure_as_png_and_pdf(finished: Run) -> None:
     ]  # fmt: skip
 
 
-def test_a_response_curve_is_a_line_for_each_level_of_the_others(finished: Run) -> None:
-    summary = finished(WEIGHTS, score=by_weight).summary
+def test_a_response_curve_is_a_line_for_each_level_of_the_others(make_finished_study: Run) -> None:
+    summary = make_finished_study(WEIGHTS, score=score_by_weight).summary
     (factor,) = numeric_factors(summary)
     found = {line.others: line for line in response_curves(summary, factor, CHAIR)}
     assert list(found) == ["dpo", "chip"]
@@ -73,24 +73,24 @@ def test_a_response_curve_is_a_line_for_each_level_of_the_others(finished: Run) 
     assert {figure.mean for _, figure in found["dpo"].points} == {rows["dpo, 0|0.01|1|3"].mean}
 
 
-def test_factors_of_words_have_no_curve(finished: Run) -> None:
-    assert numeric_factors(finished().summary) == []
+def test_factors_of_words_have_no_curve(make_finished_study: Run) -> None:
+    assert numeric_factors(make_finished_study().summary) == []
 
 
-def test_one_factor_has_no_effects_beside_its_arms(finished: Run) -> None:
+def test_one_factor_has_no_effects_beside_its_arms(make_finished_study: Run) -> None:
     text = STUDY.replace("  vision_encoder: [frozen, trained]\n", "")
-    summary = finished(text.replace(", vision_encoder: frozen", "")).summary
+    summary = make_finished_study(text.replace(", vision_encoder: frozen", "")).summary
     assert draw_effects(summary, CHAIR) is None
 
 
-def test_the_primary_metric_stands_against_what_it_is_traded_for(finished: Run) -> None:
-    assert coverage_pairs(finished().summary) == [("shapes/cover", CHAIR)]
+def test_the_primary_metric_stands_against_what_it_is_traded_for(make_finished_study: Run) -> None:
+    assert coverage_pairs(make_finished_study().summary) == [("shapes/cover", CHAIR)]
     text = STUDY.replace("shapes/chair_i", "shapes/hal")
-    assert coverage_pairs(finished(text).summary) == [("shapes/cover", "shapes/hal")]
+    assert coverage_pairs(make_finished_study(text).summary) == [("shapes/cover", "shapes/hal")]
 
 
-def test_coverage_is_of_descriptions(finished: Run) -> None:
-    made = finished(STUDY.replace("[shapes]", "[pope, amber, mmhal, chair, shapes]"))
+def test_coverage_is_of_descriptions(make_finished_study: Run) -> None:
+    made = make_finished_study(STUDY.replace("[shapes]", "[pope, amber, mmhal, chair, shapes]"))
     assert coverage_pairs(made.summary) == [
         ("shapes/cover", CHAIR),
         ("amber/cover", "amber/chair"),
@@ -99,12 +99,12 @@ def test_coverage_is_of_descriptions(finished: Run) -> None:
 
 
 @pytest.mark.usefixtures("blank_figures")
-def test_names_with_odd_characters_are_drawn_as_text(finished: Run) -> None:
+def test_names_with_odd_characters_are_drawn_as_text(make_finished_study: Run) -> None:
     text = STUDY.replace(
         "  objective: [dpo, chip]",
         "  objective:\n    dpo: {objective: dpo}\n    '$x^2$ <b>\\n 漢字 ﷽': {objective: chip}",
     )
-    summary = finished(text, score=noisy).summary
+    summary = make_finished_study(text, score=draw_noisy_score).summary
     assert draw_differences(summary, CHAIR) is not None
     assert draw_coverage(summary, "shapes/cover", CHAIR) is not None
     assert shorten_label("a\n b" + "c" * 100) == "a b" + "c" * 40 + "…"

@@ -18,11 +18,11 @@ from orchestrator.report.figures.gallery import (
     read_images,
 )
 
-from ...test_cli import call
+from ...program import run_program
 
 
 def test_all_strategies_and_the_series(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("gallery", "--timesteps", "0,500", "--json") == 0
+    assert run_program("gallery", "--timesteps", "0,500", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     shown = [cell["shown"] for cell in printed["cells"] if cell["image"] == "train/0"]
     assert shown == ["image", *STRATEGIES, "T = 0", "T = 500"]
@@ -37,7 +37,7 @@ def test_given_images_of_any_mode(tmp_path: Path, capsys: pytest.CaptureFixture[
     sample_image(1, (90, 200)).convert("P").save(tmp_path / "two.png")
     out = tmp_path / "deep" / "figure.svg"
     files = [str(tmp_path / name) for name in ("one.tiff", "two.png")]
-    assert call("gallery", *files, "--out", str(out), "--timesteps", "500") == 0
+    assert run_program("gallery", *files, "--out", str(out), "--timesteps", "500") == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"written: {out}"
     assert out.read_text().startswith("<?xml")
 
@@ -63,7 +63,7 @@ def test_two_files_of_one_name_are_two_images(
         (tmp_path / folder).mkdir()
         sample_image(number, (60, 40)).save(tmp_path / folder / "photo.png")
         names.append(str(tmp_path / folder / "photo.png"))
-    assert call("gallery", *names, "--timesteps", "", "--json") == 0
+    assert run_program("gallery", *names, "--timesteps", "", "--json") == 0
     cells = json.loads(capsys.readouterr().out)["cells"]
     shown = [cell["image"] for cell in cells if cell["shown"] == "image"]
     assert shown == ["photo", "photo (2)", "photo (3)"]
@@ -93,14 +93,14 @@ def test_one_strategy_alone_a_users_own_too(
     own = ["--set", "strategy=own_pictures:Pale"]
 
     def shown(*arguments: str) -> list[str]:
-        assert call("gallery", *arguments, "--json") == 0
+        assert run_program("gallery", *arguments, "--json") == 0
         cells = json.loads(capsys.readouterr().out)["cells"]
         return [cell["shown"] for cell in cells if cell["image"] == "train/0"]
 
     assert shown(*own, "--set", "parameters.value=3") == ["image", "own_pictures:Pale"]
     assert shown("--set", "strategy=crop", "--timesteps", "5") == ["image", "crop", "T = 5"]
     assert len(shown("--set", "strategy=diffusion")) == 2 + 11
-    assert call("gallery", *own, "--set", "parameters.valu=3") == 2
+    assert run_program("gallery", *own, "--set", "parameters.valu=3") == 2
     assert "parameters: valu: Extra inputs are not permitted" in capsys.readouterr().err
     sys.modules.pop("own_pictures", None)
 
@@ -110,7 +110,7 @@ def test_a_figure_that_cannot_be_written_is_told(
 ) -> None:
     (tmp_path / "file").touch()
     alone = ["--set", "strategy=black"]
-    assert call("gallery", *alone, "--out", str(tmp_path / "file" / "x.png")) == 2
+    assert run_program("gallery", *alone, "--out", str(tmp_path / "file" / "x.png")) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("file/x.png: is below a file: name another place")
 
@@ -140,7 +140,7 @@ def test_a_files_turn_is_kept(tmp_path: Path) -> None:
 def test_errors(
     arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert call("gallery", *arguments) == 2
+    assert run_program("gallery", *arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
     assert list(tmp_path.iterdir()) == []

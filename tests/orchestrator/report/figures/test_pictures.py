@@ -34,91 +34,101 @@ FILES: dict[str, tuple[bytes, pictures.Pixels]] = {
 }
 
 
-def _turned() -> bytes:
+def _make_rotated_png() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
-    return pictures.saved(pictures.row("RGB", [pictures.RED, pictures.OWN]), "PNG", exif=exif)
+    return pictures.encode(pictures.row("RGB", [pictures.RED, pictures.OWN]), "PNG", exif=exif)
 
 
-FILES["PNG, upside down"] = (_turned(), [pictures.OWN, pictures.RED])
+FILES["PNG, upside down"] = (_make_rotated_png(), [pictures.OWN, pictures.RED])
 
 
-def _pairs(folder: Path, path: Path, **data: Any) -> DataConfig:
+def _write_pairs(folder: Path, path: Path, **data: Any) -> DataConfig:
     texts = {"question": "What?", "chosen": "One.", "rejected": "Two."}
     named = {**texts, "image": path.name, "rejected_image": path.name}
     lines = files.write_lines(folder / "rows.jsonl", [named])
     return DataConfig(source=str(lines), **data)
 
 
-def trained(folder: Path, path: Path) -> Image.Image:
-    return load_pairs(_pairs(folder, path))[0].image
+def read_training_image(folder: Path, path: Path) -> Image.Image:
+    return load_pairs(_write_pairs(folder, path))[0].image
 
 
-def given(folder: Path, path: Path) -> Image.Image | None:
-    return load_pairs(_pairs(folder, path))[0].rejected_image
+def read_given_rejected_image(folder: Path, path: Path) -> Image.Image | None:
+    return load_pairs(_write_pairs(folder, path))[0].rejected_image
 
 
-def trained_of_bytes(folder: Path, path: Path) -> Image.Image:
-    row = files.rlaif_v(0, image={"bytes": path.read_bytes(), "path": None})
+def read_embedded_training_image(folder: Path, path: Path) -> Image.Image:
+    row = files.make_rlaif_v_row(0, image={"bytes": path.read_bytes(), "path": None})
     table = files.write_parquet(folder / "rows.parquet", [row])
     return load_pairs(DataConfig(source=str(table)))[0].image
 
 
-def drawn_of_a_study(folder: Path, path: Path) -> Image.Image:
-    return load_first_pairs(_pairs(folder, path), 1)[0].image
+def read_study_gallery_image(folder: Path, path: Path) -> Image.Image:
+    return load_first_pairs(_write_pairs(folder, path), 1)[0].image
 
 
-def compared(folder: Path, path: Path) -> Image.Image:
-    (row,) = (row for _, row in open_source(_pairs(folder, path, transparency="drop")).scan())
+def read_overlap_check_image(folder: Path, path: Path) -> Image.Image:
+    (row,) = (row for _, row in open_source(_write_pairs(folder, path, transparency="drop")).scan())
     assert isinstance(row, SourceRow)
     return row.images.read_small(row.image)
 
 
-def asked(folder: Path, path: Path) -> Image.Image:
+def read_benchmark_image(folder: Path, path: Path) -> Image.Image:
     return Pictures([folder]).file(path.name).read()
 
 
-def asked_of_bytes(folder: Path, path: Path) -> Image.Image:
+def read_embedded_benchmark_image(folder: Path, path: Path) -> Image.Image:
     return embedded_picture("a picture", path.read_bytes).read()
 
 
-def asked_of_base64(folder: Path, path: Path) -> Image.Image:
+def read_base64_benchmark_image(folder: Path, path: Path) -> Image.Image:
     return embedded_picture(
         "a picture", lambda: base64.b64encode(path.read_bytes()).decode()
     ).read()
 
 
-def in_a_gallery(folder: Path, path: Path) -> Image.Image:
+def read_gallery_image(folder: Path, path: Path) -> Image.Image:
     return to_rgb_image(read_images([path])[0].image)
 
 
-def represented(folder: Path, path: Path) -> Image.Image:
+def read_representation_image(folder: Path, path: Path) -> Image.Image:
     line = {"image": path.name, "true": "a", "hallucinated": "b"}
     return read_described_images(str(files.write_lines(folder / "set.jsonl", [line] * 2)), 2)[
         0
     ].image()
 
 
-def reported(folder: Path, path: Path) -> Image.Image:
-    kind, content = encode_image(asked(folder, path))
+def read_report_thumbnail(folder: Path, path: Path) -> Image.Image:
+    kind, content = encode_image(read_benchmark_image(folder, path))
     assert kind == "image/png"  # it is small: nothing is lost
     return Image.open(io.BytesIO(content))
 
 
-def on_a_sheet(folder: Path, path: Path) -> Image.Image:
-    mark, content = _to_data_uri(asked(folder, path)).split(",")
+def read_sheet_image(folder: Path, path: Path) -> Image.Image:
+    mark, content = _to_data_uri(read_benchmark_image(folder, path)).split(",")
     assert mark == "data:image/png;base64"
     return Image.open(io.BytesIO(base64.b64decode(content)))
 
 
 READERS: list[Callable[[Path, Path], Image.Image | None]] = [
-    trained, given, trained_of_bytes, drawn_of_a_study, compared, asked, asked_of_bytes,
-    asked_of_base64, in_a_gallery, represented, reported, on_a_sheet,
-]  # fmt: skip
+    read_training_image,
+    read_given_rejected_image,
+    read_embedded_training_image,
+    read_study_gallery_image,
+    read_overlap_check_image,
+    read_benchmark_image,
+    read_embedded_benchmark_image,
+    read_base64_benchmark_image,
+    read_gallery_image,
+    read_representation_image,
+    read_report_thumbnail,
+    read_sheet_image,
+]
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _private_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CHIP_ABLATE_CACHE", str(tmp_path / "cache"))
 
 
@@ -144,7 +154,7 @@ def test_dropped_transparency_is_a_matter_of_the_training_data(name: str, tmp_pa
         ("drop", case.drop),
     ]
     for transparency, expected in choices:
-        pair = load_pairs(_pairs(tmp_path, path, transparency=transparency))[0]
+        pair = load_pairs(_write_pairs(tmp_path, path, transparency=transparency))[0]
         for image in (pair.image, pair.rejected_image):
             assert image is not None
             assert np.array_equal(np.asarray(image)[0], np.array(expected))

@@ -30,7 +30,7 @@ PlanOf = Callable[..., Plan]
 FIGURE = Path("studies/small/report/figures/rejected-images.png")
 
 
-def study(factor: str, recipe: str = "shapes") -> str:
+def make_study_text(factor: str, recipe: str = "shapes") -> str:
     return f"study: small\nrecipe: {recipe}\nfactors:\n  {factor}\nseeds: [0, 1]\n"
 
 
@@ -63,35 +63,34 @@ def run(plan: Plan, workdir: Path, executor: FakeExecutor | None = None) -> tupl
     ],
 )
 def test_which_studies_are_on_rejected_images(plan_of: PlanOf, factor: str, varies: bool) -> None:
-    assert varies_rejected_images(plan_of(study(factor))) == varies
+    assert varies_rejected_images(plan_of(make_study_text(factor))) == varies
 
 
-def titles(plan: Plan) -> list[str]:
+def list_titles(plan: Plan) -> list[str]:
     return list(study_gallery._settings_by_title(study_gallery._visual_configs(plan).values()))
 
 
 def test_each_setting_stands_once_named_by_what_tells_it_apart(plan_of: PlanOf) -> None:
-    assert titles(plan_of(study(ON_THEM + "\n  vision_encoder: [frozen, trained]"))) == [
-        "black", "rotate"
-    ]  # fmt: skip
-    assert titles(plan_of(study("rejected_image.diffusion.timestep: [300, 500]"))) == [
-        "diffusion\ntimestep 300", "diffusion\ntimestep 500"
-    ]  # fmt: skip
-    assert titles(plan_of(study("objective: [dpo, chip, cmdpo]"))) == ["diffusion"]
+    strategies = make_study_text(ON_THEM + "\n  vision_encoder: [frozen, trained]")
+    assert list_titles(plan_of(strategies)) == ["black", "rotate"]
+    timesteps = make_study_text("rejected_image.diffusion.timestep: [300, 500]")
+    titles = ["diffusion\ntimestep 300", "diffusion\ntimestep 500"]
+    assert list_titles(plan_of(timesteps)) == titles
+    assert list_titles(plan_of(make_study_text("objective: [dpo, chip, cmdpo]"))) == ["diffusion"]
 
 
 def test_it_is_drawn_once_and_is_part_of_the_report(plan_of: PlanOf, tmp_path: Path) -> None:
-    report, said = run(plan_of(study(ON_THEM)), tmp_path)
+    report, said = run(plan_of(make_study_text(ON_THEM)), tmp_path)
     assert FIGURE in report
     assert "not drawn" not in said
     with Image.open(tmp_path / FIGURE) as figure:
         # three columns, the image and two strategies, on three lines of 1.15 × 1.35 inches at 120
         assert figure.size == (round(3 * 1.15 * 120), round(3 * 1.35 * 120))
     drawn = (tmp_path / FIGURE).stat().st_mtime_ns
-    assert FIGURE in run(plan_of(study(ON_THEM)), tmp_path)[0]
+    assert FIGURE in run(plan_of(make_study_text(ON_THEM)), tmp_path)[0]
     assert (tmp_path / FIGURE).stat().st_mtime_ns == drawn
     # another strategy: another figure
-    run(plan_of(study("rejected_image: [black, rotate, blur]")), tmp_path)
+    run(plan_of(make_study_text("rejected_image: [black, rotate, blur]")), tmp_path)
     assert (tmp_path / FIGURE).stat().st_mtime_ns != drawn
     left = (tmp_path / FIGURE).parent.iterdir()
     assert [path.name for path in left if "rejected" in path.name] == [FIGURE.name]
@@ -109,10 +108,10 @@ def test_a_study_on_something_else_draws_nothing(
 
 
 def test_a_study_that_is_stopped_is_not_held_up(plan_of: PlanOf, tmp_path: Path) -> None:
-    stopped = FakeExecutor(dies_before="black, seed 1")
-    run(plan_of(study(ON_THEM)), tmp_path, stopped)
+    stopped = FakeExecutor(interrupt_before="black, seed 1")
+    run(plan_of(make_study_text(ON_THEM)), tmp_path, stopped)
     assert not (tmp_path / FIGURE).exists()
-    run(plan_of(study(ON_THEM)), tmp_path)
+    run(plan_of(make_study_text(ON_THEM)), tmp_path)
     assert (tmp_path / FIGURE).exists()
 
 
@@ -124,7 +123,7 @@ def test_a_figure_that_fails_fails_no_study(
         raise error
 
     monkeypatch.setattr("orchestrator.run.draw_rejected_images", fails)
-    report, said = run(plan_of(study(ON_THEM)), tmp_path)
+    report, said = run(plan_of(make_study_text(ON_THEM)), tmp_path)
     assert report and FIGURE not in report
     (line,) = [line for line in said.splitlines() if "not drawn" in line]
     assert line.startswith(f"the rejected images are not drawn: {type(error).__name__}")
@@ -151,7 +150,7 @@ def test_it_shows_the_studys_own_images(plan_of: PlanOf, tmp_path: Path) -> None
     assert [pair.image.size for pair in pairs] == [(60, 40), (80, 40), (100, 40)]
     assert [pair.rejected_image is None for pair in pairs] == [True, False, False]
     factor = ON_THEM.replace("[", "[given, random, ")
-    plan = plan_of(study(factor), overrides={"data.source": str(data)})
+    plan = plan_of(make_study_text(factor), overrides={"data.source": str(data)})
     draw_rejected_images(plan, tmp_path / "report")
     with Image.open(tmp_path / "report" / "figures" / "rejected-images.png") as figure:
         assert figure.size == (round(5 * 1.15 * 120), round(3 * 1.35 * 120))
@@ -167,7 +166,7 @@ def test_what_a_strategy_lacks_is_on_its_picture(tmp_path: Path) -> None:
 
 def test_many_settings_go_on_in_another_line(plan_of: PlanOf, tmp_path: Path) -> None:
     steps = ", ".join(str(step) for step in range(100, 800, 50))  # 14 and the image: 12 + 3
-    plan = plan_of(study(f"rejected_image.diffusion.timestep: [{steps}]"))
+    plan = plan_of(make_study_text(f"rejected_image.diffusion.timestep: [{steps}]"))
     with Image.open(draw_rejected_images(plan, tmp_path)) as figure:
         assert figure.size == (round(12 * 1.15 * 120), round(3 * 2 * 1.35 * 120))
 
@@ -176,7 +175,7 @@ def test_data_without_a_good_row_is_told(plan_of: PlanOf, tmp_path: Path) -> Non
     data = write_pairs(tmp_path)
     data.write_text("\n".join(data.read_text().splitlines()[:2]) + "\n")
     skipped = {"data.source": str(data), "data.on_bad_row": "skip"}  # else nothing is run
-    plan = plan_of(study(ON_THEM), overrides=skipped)
+    plan = plan_of(make_study_text(ON_THEM), overrides=skipped)
     _, said = run(plan, tmp_path / "runs")
     assert f"not drawn: {data}: no image among its first rows" in said
 
@@ -197,7 +196,7 @@ def test_a_users_own_strategy_that_raises_is_told(
 ) -> None:
     (tmp_path / "raising_strategy.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    plan = plan_of(study("rejected_image: [black, 'raising_strategy:Raises']"))
+    plan = plan_of(make_study_text("rejected_image: [black, 'raising_strategy:Raises']"))
     _, said = run(plan, tmp_path / "runs")
     sys.modules.pop("raising_strategy", None)
     assert "the rejected images are not drawn: LookupError: mine" in said

@@ -33,8 +33,8 @@ def changes_by_arm(study: FinishedStudy) -> dict[str, ChangedItems]:
     return {table.arm: table for table in tables}
 
 
-def test_the_largest_changes_with_both_answers(finished: Run) -> None:
-    found = changes_by_arm(finished(score=score))
+def test_the_largest_changes_with_both_answers(make_finished_study: Run) -> None:
+    found = changes_by_arm(make_finished_study(score=score))
     assert list(found) == [ARM]  # elsewhere nothing changed
     better, worse = found[ARM].items[0], found[ARM].items[-1]
     assert (better.item, better.seed, better.better) == ("test/8", 1, True)
@@ -50,25 +50,25 @@ def test_the_largest_changes_with_both_answers(finished: Run) -> None:
     assert better.change == pytest.approx(-100 / 3 / 3)  # in one of three seeds
 
 
-def test_the_embedded_worlds_images_are_drawn_again(finished: Run) -> None:
-    ((media, content),) = changes_by_arm(finished(score=score))[ARM].items[0].images
+def test_the_embedded_worlds_images_are_drawn_again(make_finished_study: Run) -> None:
+    ((media, content),) = changes_by_arm(make_finished_study(score=score))[ARM].items[0].images
     assert media == "image/png"
     assert content.startswith(b"\x89PNG")
 
 
-def test_a_few_each_way(finished: Run) -> None:
+def test_the_largest_changes_each_way_are_shown(make_finished_study: Run) -> None:
     def many(trial: Trial, item: int, metric: str) -> tuple[float, float]:
         return (item % 3 if trial.arm == ARM else 1.0), 3.0
 
-    found = changes_by_arm(finished(score=many))[ARM]
+    found = changes_by_arm(make_finished_study(score=many))[ARM]
     assert [change.better for change in found.items] == [True] * ITEMS_PER_DIRECTION + [
         False
     ] * ITEMS_PER_DIRECTION
 
 
-def test_a_unit_that_is_no_question_is_not_shown(finished: Run) -> None:
+def test_a_unit_that_is_no_question_is_not_shown(make_finished_study: Run) -> None:
     """Some figures count sets of questions: there is no answer to show."""
-    made = finished(score=score)
+    made = make_finished_study(score=score)
     for trial in made.plan.trials:
         file = made.attempt_folder(trial) / "responses/report-shapes.jsonl"
         rows = file.read_text().splitlines(keepends=True)
@@ -76,23 +76,25 @@ def test_a_unit_that_is_no_question_is_not_shown(finished: Run) -> None:
     assert [change.item for change in changes_by_arm(made)[ARM].items] == ["test/4"]
 
 
-def test_answers_of_any_kind(finished: Run) -> None:
+def test_answers_of_any_kind(make_finished_study: Run) -> None:
     def response(trial: Trial, item: int) -> dict[str, Any]:
         return {"response": "\ud800broken", "truth": ["a ball", "a cube"]}
 
-    change = changes_by_arm(finished(score=score, response=response))[ARM].items[0]
+    change = changes_by_arm(make_finished_study(score=score, response=response))[ARM].items[0]
     assert change.truth == '["a ball", "a cube"]'
     assert change.arm.text == "?broken"  # half a character cannot be written
 
 
-def test_an_arm_whose_seeds_the_baseline_has_not(finished: Run) -> None:
+def test_an_arm_whose_seeds_the_baseline_has_not(make_finished_study: Run) -> None:
     gone = ["dpo, frozen, seed 1", "dpo, frozen, seed 2", f"{ARM}, seed 0"]
-    change = changes_by_arm(finished(score=score, without=gone))[ARM].items[-1]
+    change = changes_by_arm(make_finished_study(score=score, without=gone))[ARM].items[-1]
     assert change.baseline.text.startswith("dpo, frozen, seed 0")
     assert change.arm.text.startswith(f"{ARM}, seed 1")
 
 
-def test_without_item_outcomes_there_are_none(finished: Run) -> None:
-    made = finished()
-    (made.attempt_folder(made.trial("dpo, frozen, seed 1")) / "scores/report-shapes.json").unlink()
+def test_without_item_outcomes_there_are_none(make_finished_study: Run) -> None:
+    made = make_finished_study()
+    (
+        made.attempt_folder(made.find_trial("dpo, frozen, seed 1")) / "scores/report-shapes.json"
+    ).unlink()
     assert changes_by_arm(made) == {}

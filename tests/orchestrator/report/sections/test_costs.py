@@ -9,8 +9,10 @@ from orchestrator.report.sections.costs import arm_costs, cost_table
 from ..conftest import FinishedStudy
 
 
-def test_seconds_by_what_they_were_spent_on(finished: Callable[..., FinishedStudy]) -> None:
-    made = finished(without=["chip, trained, seed 2"])
+def test_seconds_by_what_they_were_spent_on(
+    make_finished_study: Callable[..., FinishedStudy],
+) -> None:
+    made = make_finished_study(without=["chip, trained, seed 2"])
     found = {cost.name: cost for cost in arm_costs(made.plan, made.ledger)}
     cost = found["chip, trained"]
     assert (cost.trials, cost.train, cost.answer, cost.score, cost.other) == (

@@ -9,7 +9,7 @@ from orchestrator.report.sections.notes import build_notes
 from orchestrator.report.writers.latex import render_first_table
 from orchestrator.report.writers.markdown import render_markdown
 
-from ..conftest import STUDY, FinishedStudy, noisy
+from ..conftest import STUDY, FinishedStudy, draw_noisy_score
 
 Run = Callable[..., FinishedStudy]
 
@@ -18,8 +18,8 @@ def note_text(study: FinishedStudy) -> str:
     return "\n".join(build_notes(study.summary))
 
 
-def test_what_every_report_says(finished: Run) -> None:
-    text = note_text(finished())
+def test_what_every_report_says(make_finished_study: Run) -> None:
+    text = note_text(make_finished_study())
     assert "intervals are marginal" in text
     assert "p-values corrected by Holm's method" in text
     assert "The study sets no smallest difference that matters (δ)" in text
@@ -28,13 +28,13 @@ def test_what_every_report_says(finished: Run) -> None:
     assert "Common random numbers: r̂ = " in text
 
 
-def test_exploratory_and_delta_and_published(finished: Run) -> None:
+def test_exploratory_and_delta_and_published(make_finished_study: Run) -> None:
     more = (
         STUDY.replace("goal: minimize}", "smallest_difference: 1.5}")
         + "exploratory: true\npublished: [{source: A paper, arm: base, values: "
         + "{shapes/hal: 3}}]\n"
     )
-    text = note_text(finished(more))
+    text = note_text(make_finished_study(more))
     assert "corrected by Benjamini–Hochberg's method over the arms, as the study is" in text
     assert "δ, the smallest difference that matters: 1.50 for shapes/chair_i." in text
     assert (
@@ -43,48 +43,50 @@ def test_exploratory_and_delta_and_published(finished: Run) -> None:
     )
 
 
-def test_what_was_left_out_is_counted(finished: Run) -> None:
+def test_what_was_left_out_is_counted(make_finished_study: Run) -> None:
     def score(trial: Trial, item: int, metric: str) -> tuple[float, float] | None:
         if trial.name == "chip, trained, seed 1" and metric == "hal":
             return 0.0, 0.0  # undefined
         return (
             None
             if trial.untrained is False and item == 3 and trial.seed == 2
-            else noisy(trial, item, metric)
+            else draw_noisy_score(trial, item, metric)
         )
 
-    text = note_text(finished(score=score, without=["dpo, trained, seed 2"]))
+    text = note_text(make_finished_study(score=score, without=["dpo, trained, seed 2"]))
     assert "29 items (1 item left out, missing in some trial)" in text
     assert "Undefined (nothing to divide by), and left out of comparisons: shapes/hal of " in text
     assert "shapes/hal of chip, trained, seed 1" in text
     assert "Not there: dpo, trained, seed 2 (missing)." in text
 
 
-def test_one_seed_in_the_words_of_the_statistics(finished: Run) -> None:
-    text = note_text(finished(STUDY.replace("[0, 1, 2]", "[0]")))
+def test_one_seed_in_the_words_of_the_statistics(make_finished_study: Run) -> None:
+    text = note_text(make_finished_study(STUDY.replace("[0, 1, 2]", "[0]")))
     assert "Items only: this says nothing of training variance (12 differences)." in text
     assert "r̂" not in text
 
 
-def test_flags_name_their_arms(finished: Run) -> None:
+def test_flags_name_their_arms(make_finished_study: Run) -> None:
     gone = ["chip, trained, seed 1", "chip, trained, seed 2"]
-    text = note_text(finished(without=gone))
+    text = note_text(make_finished_study(without=gone))
     assert (
         "‡ a cell has one seed: its seed variance is borrowed from the others: "
         "chip, trained on shapes/chair_i." in text
     )
 
 
-def test_fixed_items_are_said(finished: Run) -> None:
-    made = finished()
-    (made.attempt_folder(made.trial("dpo, frozen, seed 1")) / "scores/report-shapes.json").unlink()
+def test_fixed_items_are_said(make_finished_study: Run) -> None:
+    made = make_finished_study()
+    (
+        made.attempt_folder(made.find_trial("dpo, frozen, seed 1")) / "scores/report-shapes.json"
+    ).unlink()
     assert "\nshapes: benchmark items treated as fixed.\n" in note_text(made)
 
 
 def test_cells_that_are_one_and_cells_that_are_gone(
-    finished: Run, plan_of: Callable[..., Plan]
+    make_finished_study: Run, plan_of: Callable[..., Plan]
 ) -> None:
-    made = finished()
+    made = make_finished_study()
     text = STUDY.replace("vision_encoder: [frozen, trained]", "objective.weights.segment: [1, 3]")
     made.plan = plan_of(text.replace("vision_encoder: frozen", "objective.weights.segment: 1"))
     written = note_text(made)
@@ -92,9 +94,9 @@ def test_cells_that_are_one_and_cells_that_are_gone(
     assert "trials of cells or settings that the study file no longer has: in the" in written
 
 
-def test_the_arms_table_has_its_footnotes(finished: Run, blank_figures: None) -> None:
-    made = finished(without=["chip, trained, seed 2"])
-    report = made.report()
+def test_the_arms_table_has_its_footnotes(make_finished_study: Run, blank_figures: None) -> None:
+    made = make_finished_study(without=["chip, trained, seed 2"])
+    report = made.make_report()
     counts, hashes, missing = report.footnotes
     assert counts == "n: 3 seeds an arm (0, 1, 2); 30 items on shapes/chair_i."
     mark = made.plan.base.evaluations["report/shapes"][:12]
@@ -108,16 +110,16 @@ def test_the_arms_table_has_its_footnotes(finished: Run, blank_figures: None) ->
 
 
 def test_without_a_declared_metric_the_footnotes_count_seeds(
-    finished: Run, blank_figures: None
+    make_finished_study: Run, blank_figures: None
 ) -> None:
     text = "\n".join(line for line in STUDY.splitlines() if not line.startswith("primary"))
-    report = finished(text).report()
+    report = make_finished_study(text).make_report()
     assert report.footnotes[0] == "n: 3 seeds an arm (0, 1, 2)."
     assert len(report.footnotes) == 2
     assert report.footnotes[0] in render_markdown(report).split("## All figures")[1]
 
 
-def test_who_answered_and_what_was_cut(finished: Run) -> None:
+def test_who_answered_and_what_was_cut(make_finished_study: Run) -> None:
     def how(trial: Trial) -> dict[str, object]:
         first = trial.name == "dpo, frozen, seed 0"
         return {
@@ -135,7 +137,7 @@ def test_who_answered_and_what_was_cut(finished: Run) -> None:
             **({"cut": {"answers": 2, "of": 30, "max_new_tokens": 32}} if first else {}),
         }
 
-    text = note_text(finished(how=how))
+    text = note_text(make_finished_study(how=how))
     assert "2 of 30 answers were cut at 32 tokens, in 1 of 13 trials" in text
     assert (
         "answered by vLLM 0.12.0; of the questions that transformers also answered, at least 61 "

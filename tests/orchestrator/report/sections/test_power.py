@@ -13,8 +13,8 @@ from ..conftest import STUDY, FinishedStudy
 Run = Callable[..., FinishedStudy]
 
 
-def test_the_difference_that_can_be_seen_by_seeds(finished: Run) -> None:
-    summary = finished().summary
+def test_the_difference_that_can_be_seen_by_seeds(make_finished_study: Run) -> None:
+    summary = make_finished_study().summary
     words, table = power_blocks(summary)
     assert isinstance(words, TextBlock) and isinstance(table, Table)
     contrasts = [row.figures["shapes/chair_i"].comparison.contrast for row in summary.rows[2:]]
@@ -28,9 +28,9 @@ def test_the_difference_that_can_be_seen_by_seeds(finished: Run) -> None:
     )
 
 
-def test_with_a_delta_the_seeds_that_open_arms_need(finished: Run) -> None:
+def test_with_a_delta_the_seeds_that_open_arms_need(make_finished_study: Run) -> None:
     text = STUDY.replace("goal: minimize}", "smallest_difference: 2}")
-    summary = finished(text).summary
+    summary = make_finished_study(text).summary
     needed = power_blocks(summary)[-1]
     assert isinstance(needed, Table) and needed.name == "seeds-needed"
     by_arm = {row.cells[0].text: row.cells[1].text for row in needed.rows}
@@ -40,5 +40,5 @@ def test_with_a_delta_the_seeds_that_open_arms_need(finished: Run) -> None:
     assert "chip, frozen" not in by_arm  # it has its answer
 
 
-def test_one_seed_tells_nothing_of_seeds(finished: Run) -> None:
-    assert power_blocks(finished(STUDY.replace("[0, 1, 2]", "[0]")).summary) == []
+def test_one_seed_tells_nothing_of_seeds(make_finished_study: Run) -> None:
+    assert power_blocks(make_finished_study(STUDY.replace("[0, 1, 2]", "[0]")).summary) == []

@@ -19,7 +19,7 @@ from orchestrator.report.writers.plan import plan_lines, plan_to_json, status_li
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import plan_searches, resolve_search
 
-from ...tuned import STUDY, carry_out
+from ...tuned_study import STUDY, run_missing_trials
 
 PlanOf = Callable[..., Plan]
 
@@ -30,21 +30,21 @@ LOST = "chip: search 1 of 3 (optimizer.lr=1e-5)"
 
 
 @pytest.fixture
-def run(plan_of: PlanOf, tmp_path: Path, judged: Callable[..., None]) -> Plan:
-    judged(
+def tuned_plan(plan_of: PlanOf, tmp_path: Path, set_trial_metric: Callable[..., None]) -> Plan:
+    set_trial_metric(
         lambda job: job.config.optimizer.lr * (1e5 if job.config.objective.preset == "dpo" else 5e4)
     )
-    return carry_out(plan_of(STUDY), tmp_path, {LOST: "the loss is nan"})
+    return run_missing_trials(plan_of(STUDY), tmp_path, {LOST: "the loss is nan"})
 
 
-def texts(table: Table) -> list[list[str]]:
+def list_cell_texts(table: Table) -> list[list[str]]:
     return [[cell.text for cell in row.cells] for row in table.rows]
 
 
 def test_the_report_says_what_was_chosen_on_what_and_what_it_cost(
-    run: Plan, tmp_path: Path
+    tuned_plan: Plan, tmp_path: Path
 ) -> None:
-    words, choices, draws = search_blocks(run, Ledger(tmp_path))
+    words, choices, draws = search_blocks(tuned_plan, Ledger(tmp_path))
     assert isinstance(words, TextBlock) and isinstance(choices, Table) and isinstance(draws, Table)
     said = " ".join(words.lines)
     assert (
@@ -54,13 +54,13 @@ def test_the_report_says_what_was_chosen_on_what_and_what_it_cost(
     assert "the same 3 draws (optimizer.lr: 1e-5, 5e-5, 0.0001)" in said
     assert "seed 1000, which is not one of the study's seeds: 6 trials in all" in said
     # arm, key, figure, trials, failed, of another study; seconds are the machine's
-    rows = texts(choices)
+    rows = list_cell_texts(choices)
     assert [row[:6] for row in rows] == [
         ["dpo", "1e-5", "1.00", "3", "0", "0"],
         ["chip", "5e-5", "2.50", "3", "1", "0"],
         ["all arms", "", "", "6", "1", "0"],
     ]
-    assert texts(draws) == [
+    assert list_cell_texts(draws) == [
         ["1", "1e-5", "1.00", "failed"],
         ["2", "5e-5", "5.00", "2.50"],
         ["3", "0.0001", "10.00", "5.00"],
@@ -69,9 +69,9 @@ def test_the_report_says_what_was_chosen_on_what_and_what_it_cost(
     assert bold == [[True, False], [False, True], [False, False]]
 
 
-def test_it_is_in_every_form_of_the_report(run: Plan, tmp_path: Path) -> None:
+def test_it_is_in_every_form_of_the_report(tuned_plan: Plan, tmp_path: Path) -> None:
     folder = tmp_path / "report"
-    write_report(make_report(run, Ledger(tmp_path), tmp_path, folder), folder)
+    write_report(make_report(tuned_plan, Ledger(tmp_path), tmp_path, folder), folder)
     for name in ("report.html", "report.md", "report.tex"):
         text = (folder / name).read_text()
         assert "What each arm chose" in text
@@ -88,7 +88,7 @@ def test_it_is_in_every_form_of_the_report(run: Plan, tmp_path: Path) -> None:
     }
 
 
-def test_plan_and_status_show_the_search(run: Plan, plan_of: PlanOf, tmp_path: Path) -> None:
+def test_plan_and_status_show_the_search(tuned_plan: Plan, plan_of: PlanOf, tmp_path: Path) -> None:
     def shown(plan: Plan, workdir: Path) -> str:
         console = Console(width=200, record=True, quiet=True)
         console.quiet, console.file = False, (workdir / "shown.txt").open("w")
@@ -97,7 +97,7 @@ def test_plan_and_status_show_the_search(run: Plan, plan_of: PlanOf, tmp_path: P
         console.print(trial_table(plan, workdir))
         return console.export_text()
 
-    text = shown(run, tmp_path)
+    text = shown(tuned_plan, tmp_path)
     assert "by select/shapes/chair_i (minimize): 6 trials, 5 done, 1 to run" in text
     assert "dpo chose optimizer.lr=1e-5 (1.00)" in text
     assert "chip chose optimizer.lr=5e-5 (2.50)" in text
@@ -110,8 +110,8 @@ def test_plan_and_status_show_the_search(run: Plan, plan_of: PlanOf, tmp_path: P
     assert f"{6 * 500 + 5 * 1000:,} answers to generate" in before
 
 
-def test_json_of_plan_and_status(run: Plan, plan_of: PlanOf, tmp_path: Path) -> None:
-    found = plan_to_json(run, tmp_path)
+def test_json_of_plan_and_status(tuned_plan: Plan, plan_of: PlanOf, tmp_path: Path) -> None:
+    found = plan_to_json(tuned_plan, tmp_path)
     assert [arm["tuned"] for arm in found["arms"]] == [
         {"optimizer.lr": "1e-5"},
         {"optimizer.lr": "5e-5"},
@@ -133,18 +133,17 @@ def test_json_of_plan_and_status(run: Plan, plan_of: PlanOf, tmp_path: Path) -> 
     json.dumps(before)
 
 
-def test_what_a_search_cost(run: Plan, tmp_path: Path) -> None:
+def test_what_a_search_cost(tuned_plan: Plan, tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    dpo, chip = plan_searches(run)
+    dpo, chip = plan_searches(tuned_plan)
     for trial in (*dpo.trials, *chip.trials):
         for attempt in ledger[trial.fingerprint].history.values():
             attempt.started, attempt.ended = 100.0, 104.0
     cost = compute_search_cost(chip.trials, ledger, "tuned")
     assert (cost.trials, cost.failed, cost.reused) == (3, 1, 0)
     assert (cost.seconds, cost.cpu_seconds, cost.gpu_seconds) == (12.0, 12.0, 0.0)  # 3 of 4 s
-    assert (
-        compute_search_cost(chip.trials, ledger, "another").reused == 2
-    )  # the failed one was never done
+    # The failed trial was never done, so it is not reused.
+    assert compute_search_cost(chip.trials, ledger, "another").reused == 2
     last = next(iter(ledger[dpo.trials[0].fingerprint].history.values()))
     last.started = None  # taken over from a driver that died: what it left of its phases counts
     assert compute_search_cost(dpo.trials[:1], ledger, "tuned").seconds == 2.0

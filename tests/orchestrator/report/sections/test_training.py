@@ -16,8 +16,8 @@ from ..conftest import STUDY, FinishedStudy
 Run = Callable[..., FinishedStudy]
 
 
-def test_mean_and_range_over_seeds(finished: Run) -> None:
-    made = finished()
+def test_mean_and_range_over_seeds(make_finished_study: Run) -> None:
+    made = make_finished_study()
     (band, *others) = load_training_curves(made.plan, made.ledger, made.workdir)["loss"]
     assert (band.arm, band.seeds, len(others)) == ("dpo, frozen", 3, 3)
     assert band.steps.tolist() == [1, 2, 3, 4]
@@ -27,9 +27,9 @@ def test_mean_and_range_over_seeds(finished: Run) -> None:
     assert band.high.tolist() == [3, 2.5, 2 + 1 / 3, 2.25]
 
 
-def test_a_training_that_went_on_has_its_beginning(finished: Run) -> None:
-    made = finished(without=["dpo, frozen, seed 1"])
-    trial = made.trial("dpo, frozen, seed 1")
+def test_a_training_that_went_on_has_its_beginning(make_finished_study: Run) -> None:
+    made = make_finished_study(without=["dpo, frozen, seed 1"])
+    trial = made.find_trial("dpo, frozen, seed 1")
     made.finish(trial)
     whole = made.attempt_folder(trial) / "curves.jsonl"
     points = [json.loads(line) for line in whole.read_text().splitlines()]
@@ -47,16 +47,16 @@ def test_a_training_that_went_on_has_its_beginning(finished: Run) -> None:
     assert (band.seeds, band.mean.tolist()[1]) == (3, 1.5)
 
 
-def test_an_arm_that_was_not_trained_has_none(finished: Run) -> None:
+def test_an_arm_that_was_not_trained_has_none(make_finished_study: Run) -> None:
     gone = [f"dpo, frozen, seed {seed}" for seed in range(3)]
-    made = finished(without=gone)
+    made = make_finished_study(without=gone)
     bands = load_training_curves(made.plan, made.ledger, made.workdir)["loss"]
     assert [band.arm for band in bands] == ["dpo, trained", "chip, frozen", "chip, trained"]
 
 
-def test_checkpoints_are_drawn_from_the_untrained_model_on(finished: Run) -> None:
+def test_checkpoints_are_drawn_from_the_untrained_model_on(make_finished_study: Run) -> None:
     text = STUDY.replace("report: [shapes]", "report: [shapes]\n  select: [shapes]")
-    made = finished(text)
+    made = make_finished_study(text)
     for trial in made.plan.trials:
         if trial.arm == "chip, trained":
             value = 4.0 - (trial.seed or 0)
@@ -75,6 +75,5 @@ def test_checkpoints_are_drawn_from_the_untrained_model_on(finished: Run) -> Non
     assert (band.arm, band.seeds) == ("chip, trained", 3)
     assert band.steps.tolist() == [2, 4]  # the untrained model was not asked `select` here
     assert band.mean.tolist() == [3, 6] and band.low.tolist() == [2, 4]
-    assert (
-        picked_checkpoint_blocks(made.plan, made.ledger) == []
-    )  # no trial asks to be scored on its way
+    # No trial asks to be scored on its way.
+    assert picked_checkpoint_blocks(made.plan, made.ledger) == []

@@ -17,7 +17,7 @@ Run = Callable[..., FinishedStudy]
 CHIP = "chip, trained"
 
 
-def scoring_metadata(trial: Trial) -> Mapping[str, Any]:
+def make_scoring_metadata(trial: Trial) -> Mapping[str, Any]:
     """30 answers a trial; of one arm 2 + seed cannot be read, and one reply of its judge."""
     plain = {"protocol": "corrected", "scorer": "shapes-1", "n": 30, "missing": 0}
     if trial.arm != CHIP or trial.seed is None:
@@ -28,8 +28,8 @@ def scoring_metadata(trial: Trial) -> Mapping[str, Any]:
     return {**plain, "unreadable": count_unreadable([*found, unreadable("test/9", "", "reply")])}
 
 
-def test_counts_by_arm_with_examples(finished: Run, blank_figures: None) -> None:
-    made = finished(how=scoring_metadata)
+def test_counts_by_arm_with_examples(make_finished_study: Run, blank_figures: None) -> None:
+    made = make_finished_study(how=make_scoring_metadata)
     found = {one["arm"]: one for one in summary_to_json(made.summary)["unreadable"]}
     # seeds 0, 1, 2: 2 + 3 + 4 answers of 3 × 30, and a reply each
     assert (found[CHIP]["answers"], found[CHIP]["replies"], found[CHIP]["scored"]) == (9, 3, 90)
@@ -41,7 +41,7 @@ def test_counts_by_arm_with_examples(finished: Run, blank_figures: None) -> None
         "text": "<b>hm</b> | *0*",
         "source": "answer",
     }
-    text, html = render_markdown(made.report()), render_page(made.report())
+    text, html = render_markdown(made.make_report()), render_page(made.make_report())
     assert "## What could not be read" in text
     assert f"| shapes | {CHIP} | 3 | 90 | 9 | 10.0 | 3 |" in text
     assert r"“&lt;b>hm&lt;/b> \| \*0\*”" in text
@@ -54,9 +54,9 @@ def test_counts_by_arm_with_examples(finished: Run, blank_figures: None) -> None
     ) in text
 
 
-def test_nothing_is_said_where_all_was_read(finished: Run, blank_figures: None) -> None:
+def test_nothing_is_said_where_all_was_read(make_finished_study: Run, blank_figures: None) -> None:
     """Also of trials that were scored before anything was counted."""
     for told in (None, lambda trial: {"protocol": "official", "scorer": "s-1", "n": 3}):
-        made = finished(how=told)
+        made = make_finished_study(how=told)
         assert summary_to_json(made.summary)["unreadable"] == []
-        assert "could not be read" not in render_markdown(made.report())
+        assert "could not be read" not in render_markdown(made.make_report())

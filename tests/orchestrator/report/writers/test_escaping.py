@@ -21,7 +21,7 @@ from orchestrator.report.writers.latex import escape_latex, render_first_table, 
 from orchestrator.report.writers.markdown import escape_markdown as escape_markdown
 from orchestrator.report.writers.markdown import render_markdown
 
-from ....browser import browser, needs_browser
+from ....browser import needs_browser, open_browser
 from ..conftest import STUDY, FinishedStudy
 
 Run = Callable[..., FinishedStudy]
@@ -39,17 +39,17 @@ ODD = STUDY.replace("question: Which?", f"question: {json.dumps('Which? ' + SCRI
 ODD += f"published: [{{source: {json.dumps(SCRIPT)}, arm: base, values: {{shapes/chair_i: 1}}}}]\n"
 
 
-def response(trial: Trial, item: int) -> dict[str, Any]:
+def make_response(trial: Trial, item: int) -> dict[str, Any]:
     text = ANSWERS[item % 4].replace("\ufffd", "\x00")
     return {"response": text, "prompt": text[:60], "truth": text[:60]}
 
 
 @pytest.fixture
-def report(finished: Run, blank_figures: None) -> Report:
-    return finished(ODD, response=response).report()
+def report(make_finished_study: Run, blank_figures: None) -> Report:
+    return make_finished_study(ODD, response=make_response).make_report()
 
 
-class Page(HTMLParser):
+class PageParser(HTMLParser):
     """What a browser makes of a page: its elements and the texts of its answers."""
 
     def __init__(self, text: str) -> None:
@@ -75,7 +75,7 @@ class Page(HTMLParser):
 
 def test_in_the_page_answers_are_text(report: Report) -> None:
     text = render_page(report)
-    found = Page(text)
+    found = PageParser(text)
     assert set(ANSWERS) <= set(found.answers)
     tags = {tag for tag, _ in found.elements}
     assert not tags & {"script", "b", "iframe", "object", "link", "base", "form"}
@@ -84,7 +84,7 @@ def test_in_the_page_answers_are_text(report: Report) -> None:
 
 
 def test_the_page_needs_nothing_else(report: Report) -> None:
-    found = Page(render_page(report))
+    found = PageParser(render_page(report))
     for tag, given in found.elements:
         if tag == "img":
             assert str(given["src"]).startswith("data:image/")
@@ -97,7 +97,7 @@ def test_the_page_needs_nothing_else(report: Report) -> None:
 
 def test_answers_keep_the_layout(report: Report) -> None:
     """A word of 10 kB breaks and scrolls; text from right to left stays in its cell."""
-    found = Page(render_page(report))
+    found = PageParser(render_page(report))
     said = [given for _, given in found.elements if given.get("class") == "said"]
     assert said and all(given["dir"] == "auto" for given in said)
     style = render_page(report).split("<style>")[1].split("</style>")[0]
@@ -137,7 +137,7 @@ def test_a_browser_shows_every_answer_as_text(report: Report, tmp_path: Path) ->
     """Markup stays text, a word of 10 kB scrolls in its cell, Hebrew and Arabic run leftwards."""
     file = tmp_path / "page.html"
     file.write_text(render_page(report), encoding="utf-8")
-    with browser(tmp_path) as window:
+    with open_browser(tmp_path) as window:
         for width in (1100, 500):
             window.resize(width, 900)
             window.open(file)
@@ -238,9 +238,9 @@ def test_every_row_of_a_latex_table_has_its_columns(report: Report) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
-def test_latex_compiles(finished: Run) -> None:
-    made = finished(ODD, response=response)
-    write_report(made.report(), made.folder)
+def test_latex_compiles(make_finished_study: Run) -> None:
+    made = make_finished_study(ODD, response=make_response)
+    write_report(made.make_report(), made.folder)
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error"]
     done = subprocess.run(
         [*command, "report.tex"], cwd=made.folder, capture_output=True, text=True, errors="replace",

@@ -16,7 +16,7 @@ from orchestrator.tracking.client import MlflowStore, Run
 
 from ...fakes import InlineTracker
 from ..conftest import GOALS, STUDY, FinishedStudy
-from ..reread import read_csv, read_tables
+from ..table_readers import read_csv, read_tables
 
 CHAIR = "shapes/chair_i"
 COLUMNS = {
@@ -29,11 +29,11 @@ pytestmark = pytest.mark.usefixtures("blank_figures")
 
 @pytest.fixture
 def tracked(
-    finished: Callable[..., FinishedStudy], with_store: Callable[[Path], Path]
+    make_finished_study: Callable[..., FinishedStudy], with_store: Callable[[Path], Path]
 ) -> tuple[FinishedStudy, dict[str, Run]]:
     """A study of four arms and three seeds, its report written and its runs in MLflow."""
-    made = finished(STUDY.replace("goal: minimize}", "smallest_difference: 4}"))
-    report = made.report()
+    made = make_finished_study(STUDY.replace("goal: minimize}", "smallest_difference: 4}"))
+    report = made.make_report()
     write_report(report, made.folder)
     tracker = InlineTracker(with_store(made.workdir))
     ledger, study = Ledger(made.workdir), made.plan.study.name

@@ -15,7 +15,7 @@ from orchestrator.report.writers.files import write_report
 from orchestrator.report.writers.markdown import render_markdown
 
 from ..conftest import STUDY, FinishedStudy
-from ..reread import read_csv, read_tables
+from ..table_readers import read_csv, read_tables
 
 Run = Callable[..., FinishedStudy]
 CHAIR = "shapes/chair_i"
@@ -34,9 +34,9 @@ published:
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
-def test_markdown_read_again_has_the_summarys_figures(finished: Run) -> None:
-    made = finished(MORE)
-    report = made.report()
+def test_markdown_read_again_has_the_summarys_figures(make_finished_study: Run) -> None:
+    made = make_finished_study(MORE)
+    report = made.make_report()
     found = read_tables(render_markdown(report))
     first = {row["objective, vision_encoder"].strip("*"): row for row in found[0]}
     for row in report.summary.rows[2:]:
@@ -62,16 +62,19 @@ def test_markdown_read_again_has_the_summarys_figures(finished: Run) -> None:
         assert line["hal % ↓"].startswith(f"{figure.mean:.2f}")
 
 
-def test_bold_is_what_the_verdict_allows(finished: Run) -> None:
-    report = finished(MORE).report()
+def test_bold_is_what_the_verdict_allows(make_finished_study: Run) -> None:
+    report = make_finished_study(MORE).make_report()
     bold = re.findall(r"\| \*\*(.+?)\*\* \|", render_markdown(report))
     assert "chip, frozen" in bold
     assert not {"dpo, trained", "chip, trained", "dpo, frozen (baseline)"} & set(bold)
 
 
-def test_published_figures_stand_beside_ours_and_enter_nothing(finished: Run) -> None:
-    with_them, without = finished(MORE), finished(MORE[: MORE.index("published")])
-    found = read_tables(render_markdown(with_them.report()))
+def test_published_figures_stand_beside_ours_and_enter_nothing(make_finished_study: Run) -> None:
+    with_them, without = (
+        make_finished_study(MORE),
+        make_finished_study(MORE[: MORE.index("published")]),
+    )
+    found = read_tables(render_markdown(with_them.make_report()))
     names = [row["objective, vision_encoder"] for row in found[0]]
     place = names.index("published: A paper, table 3")
     assert names[place - 1] == "**chip, frozen**"
@@ -84,8 +87,8 @@ def test_published_figures_stand_beside_ours_and_enter_nothing(finished: Run) ->
     }  # fmt: skip
 
 
-def test_csv_read_again_equals_what_the_tracker_is_given(finished: Run) -> None:
-    summary = finished(MORE, without=["chip, trained, seed 2"]).summary
+def test_csv_read_again_equals_what_the_tracker_is_given(make_finished_study: Run) -> None:
+    summary = make_finished_study(MORE, without=["chip, trained, seed 2"]).summary
     lines = {(line["arm"], line["metric"]): line for line in read_csv(arms_csv(summary))}
     views = build_arm_views(summary)
     assert len(views) == 4
@@ -110,8 +113,8 @@ def test_csv_read_again_equals_what_the_tracker_is_given(finished: Run) -> None:
     assert lines["chip, frozen", CHAIR]["verdict"] == "better"
 
 
-def test_the_other_csv_files(finished: Run) -> None:
-    summary = finished(MORE).summary
+def test_the_other_csv_files(make_finished_study: Run) -> None:
+    summary = make_finished_study(MORE).summary
     values = read_csv(values_csv(summary))
     assert len(values) == (1 + 4 * 3) * 4
     one = next(
@@ -129,8 +132,8 @@ def test_the_other_csv_files(finished: Run) -> None:
     assert (effects[0]["used"], effects[0]["combinations"]) == ("2", "2")
 
 
-def test_json_has_everything_a_verdict_rests_on(finished: Run) -> None:
-    summary = finished(MORE).summary
+def test_json_has_everything_a_verdict_rests_on(make_finished_study: Run) -> None:
+    summary = make_finished_study(MORE).summary
     found = json.loads(json.dumps(summary_to_json(summary), allow_nan=False))
     assert found["answer"].startswith("On shapes/chair_i")
     assert found["metrics"][CHAIR] == {
@@ -148,15 +151,15 @@ def test_json_has_everything_a_verdict_rests_on(finished: Run) -> None:
     assert found["effects"][CHAIR]["interactions"][0]["used"] == 1
 
 
-def test_the_files_of_a_report(finished: Run) -> None:
-    made = finished(MORE)
+def test_the_files_of_a_report(make_finished_study: Run) -> None:
+    made = make_finished_study(MORE)
     figures = made.folder / "figures"
     figures.mkdir(parents=True)
     png = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x03\x00\x00\x00\x01\x00"
     for given in ("rejected-images.png", "representation-alone.png", "representation-alone.pdf"):
         (figures / given).write_bytes(png)
     (figures / "response-of-a-factor-that-is-gone.pdf").write_bytes(b"old")
-    files = write_report(made.report(), made.folder)
+    files = write_report(made.make_report(), made.folder)
     names = [str(path.relative_to(made.folder)) for path in files]
     assert names[0] == "report.html"
     assert {
@@ -171,16 +174,18 @@ def test_the_files_of_a_report(finished: Run) -> None:
     assert "## Rejected images" in text
     assert "## Representation of descriptions alone" in text
     before = {path: path.read_bytes() for path in files}
-    assert {path: path.read_bytes() for path in write_report(made.report(), made.folder)} == before
+    assert {
+        path: path.read_bytes() for path in write_report(made.make_report(), made.folder)
+    } == before
 
 
-def test_provenance_of_every_trial(finished: Run) -> None:
-    made = finished(without=["chip, trained, seed 2"])
-    report = made.report()
+def test_provenance_of_every_trial(make_finished_study: Run) -> None:
+    made = make_finished_study(without=["chip, trained, seed 2"])
+    report = made.make_report()
     trials = {entry["trial"]: entry for entry in report.provenance["trials"]}
     assert len(trials) == 13
     entry = trials["chip, frozen, seed 1"]
-    trial = made.trial("chip, frozen, seed 1")
+    trial = made.find_trial("chip, frozen, seed 1")
     assert entry["fingerprint"] == trial.fingerprint
     assert entry["config"] == trial.config.model_dump(mode="json")
     assert entry["factors"] == {"objective": "chip", "vision_encoder": "frozen"}

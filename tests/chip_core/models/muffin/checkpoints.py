@@ -18,8 +18,8 @@ TEXT = 16
 _WORDS = ["###", "A", "is", "red", "blue", "what", "Human", "Assistant"]
 
 
-def pieces() -> list[str]:
-    """A vocabulary: bytes, letters, and some words as they begin and go on."""
+def list_pieces() -> list[str]:
+    """List a vocabulary: bytes, letters, and some words as they begin and go on."""
     made = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
     for word in _WORDS:
         for whole in (word, f"▁{word}"):
@@ -29,17 +29,17 @@ def pieces() -> list[str]:
     return list(dict.fromkeys(made))
 
 
-def tokenizer_model() -> bytes:
-    """The same as SentencePiece writes it."""
+def make_tokenizer_model() -> bytes:
+    """Make the vocabulary's file as SentencePiece writes it."""
     model = import_protobuf().ModelProto()
-    for piece in pieces():
+    for piece in list_pieces():
         model.pieces.add(piece=piece, score=0.0)
     return bytes(model.SerializeToString())
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Every tensor of a released checkpoint, by its released name."""
-    vocabulary = len(pieces()) + 4
+def list_tensor_shapes() -> dict[str, tuple[int, ...]]:
+    """List every tensor's shape of a released checkpoint, by its released name."""
+    vocabulary = len(list_pieces()) + 4
     beit, found = "model.vision_tower.beit3.", dict[str, tuple[int, ...]]()
     found["model.query"] = (QUERIES, WIDTH)
     found["model.embed_tokens.weight"] = found["lm_head.weight"] = (vocabulary, TEXT)
@@ -77,16 +77,19 @@ def shapes() -> dict[str, tuple[int, ...]]:
     return found
 
 
-def weights() -> dict[str, torch.Tensor]:
-    """The tensors, none of them trivial."""
+def make_weights() -> dict[str, torch.Tensor]:
+    """Make the tensors, none of them trivial."""
     draw = torch.Generator().manual_seed(0)
-    return {name: 0.3 * torch.randn(shape, generator=draw) for name, shape in shapes().items()}
-
-
-def config() -> dict[str, Any]:
-    """A released config.json, as far as it is read."""
     return {
-        "model_type": "beit3_llava", "vocab_size": len(pieces()) + 4, "hidden_size": TEXT,
+        name: 0.3 * torch.randn(shape, generator=draw)
+        for name, shape in list_tensor_shapes().items()
+    }
+
+
+def make_config() -> dict[str, Any]:
+    """Make a released config.json, as far as it is read."""
+    return {
+        "model_type": "beit3_llava", "vocab_size": len(list_pieces()) + 4, "hidden_size": TEXT,
         "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
         "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "hidden_act": "silu",
         "bos_token_id": 1, "eos_token_id": 2,
@@ -94,21 +97,21 @@ def config() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def released(folder: Path, *, bins: int = 0, **changed: torch.Tensor | None) -> Path:
+def write_checkpoint(folder: Path, *, bins: int = 0, **changed: torch.Tensor | None) -> Path:
     """Write a released checkpoint made here; `changed` by name, None for left out.
 
     Args:
         folder: where.
         bins: in how many `.bin` shards; 0: one safetensors file.
-        changed: tensors in place of those of `weights`, with `__` for a dot.
+        changed: tensors in place of those of `make_weights`, with `__` for a dot.
     """
     folder.mkdir(parents=True)
-    held: dict[str, Any] = weights()
+    held: dict[str, Any] = make_weights()
     for name, value in changed.items():
         held[name.replace("__", ".")] = value
     held = {name: value for name, value in held.items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(config()))
-    (folder / "tokenizer.model").write_bytes(tokenizer_model())
+    (folder / "config.json").write_text(json.dumps(make_config()))
+    (folder / "tokenizer.model").write_bytes(make_tokenizer_model())
     if not bins:
         save_file(held, folder / "model.safetensors")
         return folder
@@ -122,7 +125,7 @@ def released(folder: Path, *, bins: int = 0, **changed: torch.Tensor | None) -> 
     return folder
 
 
-def of_oracles(folder: Path, oracles: Path) -> Path:
+def copy_oracle_checkpoint(folder: Path, oracles: Path) -> Path:
     """Put the conformance cases' tiny checkpoint into a folder as it is released."""
     folder.mkdir(parents=True)
     cases = oracles / "muffin"

@@ -22,10 +22,10 @@ from chip_core.models.adapters import find_decoder_linears
 from chip_core.models.parts import find_tower_linears
 from chip_core.shapes import MODEL_FOLDER
 
-SIX = BenchmarkConfig.model_validate({"name": "shapes", "limit": 6, "max_new_tokens": 20})
+SIX_ITEMS = BenchmarkConfig.model_validate({"name": "shapes", "limit": 6, "max_new_tokens": 20})
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -36,7 +36,7 @@ def free_port() -> int:
 class Server:
     """`transformers serve`, in fp32 on the CPU, in threads of this process."""
 
-    port: int = field(default_factory=free_port)
+    port: int = field(default_factory=find_free_port)
 
     @property
     def url(self) -> str:
@@ -71,7 +71,7 @@ class Server:
 
 
 @contextmanager
-def running() -> Iterator[Server]:
+def run_server() -> Iterator[Server]:
     server = Server()
     server.start()
     try:
@@ -80,8 +80,8 @@ def running() -> Iterator[Server]:
         server.kill()
 
 
-def make_arm(folder: Path, seed: int, *, tower: bool = False) -> Path:
-    """An adapter of the embedded model that changes what it says, as PEFT saves it."""
+def make_adapter(folder: Path, seed: int, *, tower: bool = False) -> Path:
+    """Write an adapter of the embedded model that changes its answers, as PEFT saves it."""
     import peft
 
     model, processor = loading.load(ModelConfig(path="shapes"))
@@ -98,15 +98,15 @@ def make_arm(folder: Path, seed: int, *, tower: bool = False) -> Path:
     return folder
 
 
-def settings(url: str, **changes: Any) -> GeneratorConfig:
+def make_generator_config(url: str, **changes: Any) -> GeneratorConfig:
     given = {"kind": "openai", "server": "transformers", "version": "5", "base_url": url}
     return GeneratorConfig.model_validate(
         {**given, "retries": 0, "concurrency": 3, "timeout": 60, **changes}
     )
 
 
-def arm_context(folder: Path, arm: Path | None, **changes: Any) -> InferenceContext:
-    """An arm, or the untrained model, in this process."""
+def make_arm_context(folder: Path, arm: Path | None, **changes: Any) -> InferenceContext:
+    """Make the context of an arm, or of the untrained model, in this process."""
     torch.set_num_threads(1)
     base = ModelConfig(path="shapes")
     model, processor = loading.load(base, trained=arm)
@@ -123,19 +123,19 @@ def arm_context(folder: Path, arm: Path | None, **changes: Any) -> InferenceCont
     )
 
 
-def with_server(
+def use_server(
     context: InferenceContext,
     url: str,
     served: dict[str, str] | None = None,
     **changes: Any,
 ) -> InferenceContext:
-    """The same, answered by a server."""
-    generator = OpenAIGenerator(settings(url, **changes), context.folder, served)
+    """Return the same context, answered by a server."""
+    generator = OpenAIGenerator(make_generator_config(url, **changes), context.folder, served)
     return replace(context, generator=generator)
 
 
 def copy_model(folder: Path, **texts: str) -> Path:
-    """The embedded model's folder, with other files."""
+    """Copy the embedded model's folder, with other files."""
     folder.mkdir(parents=True)
     for file in MODEL_FOLDER.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())

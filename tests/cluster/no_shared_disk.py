@@ -1,8 +1,8 @@
 """A study on machines that share no disk, through an S3-compatible server; prints figures as JSON.
 
-    python tests/cluster/apart.py                    # a small study
-    python tests/cluster/apart.py encoder            # a shipped one, whole
-    python tests/cluster/apart.py encoder --lose 60  # a worker machine goes after so many seconds
+    python tests/cluster/no_shared_disk.py                    # a small study
+    python tests/cluster/no_shared_disk.py encoder            # a shipped one, whole
+    python tests/cluster/no_shared_disk.py encoder --lose 60  # a worker machine is lost after 60 s
 
 A head and two workers in namespaces of this machine (machines.py): each has a work directory of
 its own, which no other sees, and all reach the server on the client machine. One of the workers is
@@ -25,7 +25,17 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import loopback  # noqa: E402
 import machines  # noqa: E402
-from loopback import BIN, FILE, STUDY, VENV, WORK, command, ours, timed, until  # noqa: E402
+from loopback import (  # noqa: E402
+    BIN,
+    FILE,
+    STUDY,
+    VENV,
+    WORK,
+    run_chip_ablate,
+    run_command,
+    timed,
+    wait_until,
+)
 
 BUCKET, PORT = "studies", 9000
 SETTINGS = {
@@ -45,12 +55,12 @@ SMALL = ("training.epochs=10", "engine.checkpoint_every=4", "data.limit=64")
 def main(study: str | None, lose: float | None) -> None:
     """Do it all, and print the figures."""
     os.environ.update(SETTINGS)
-    head, *workers = found = machines.start(3)
-    server = serve()
-    for machine in found:
-        machine.inside("sh", "-ec", f"mkdir -p {VENV.parent}; ln -s {BIN.parent} {VENV}")
-        machine.inside("mount", "-t", "tmpfs", "none", str(machines.SHARED))
-    loopback.fill_in(head, *workers, storage=f"s3://{BUCKET}/of-the-cluster")
+    head, *workers = all_machines = machines.start_machines(3)
+    server = start_storage_server()
+    for machine in all_machines:
+        machine.run("sh", "-ec", f"mkdir -p {VENV.parent}; ln -s {BIN.parent} {VENV}")
+        machine.run("mount", "-t", "tmpfs", "none", str(machines.SHARED))
+    loopback.write_cluster_file(head, *workers, storage=f"s3://{BUCKET}/of-the-cluster")
     WORK.mkdir()
     (WORK / "loopback.yaml").write_text(STUDY)
     figures: dict[str, Any] = {}
@@ -58,18 +68,20 @@ def main(study: str | None, lose: float | None) -> None:
     undisturbed = None
     if study is None:
         with timed(figures, "the study on one machine, undisturbed"):
-            told = ours("run", "loopback.yaml", "--executor", "inline", "--json", *options)
+            told = run_chip_ablate(
+                "run", "loopback.yaml", "--executor", "inline", "--json", *options
+            )
         undisturbed = json.loads(told.stdout)["arms"]
-    ours("cluster", "check", str(FILE))
+    run_chip_ablate("cluster", "check", str(FILE))
     with timed(figures, "up"):
-        command("ray", "up", "-y", str(FILE))
+        run_command("ray", "up", "-y", str(FILE))
         # what can be seen without a process of Python's, before it is asked with one
-        until(lambda: all(loopback.is_up(worker) for worker in workers), loopback.PATIENCE)
-        until(lambda: not loopback.live_problems(), loopback.PATIENCE)
+        wait_until(lambda: all(loopback.is_up(worker) for worker in workers), loopback.MAX_SECONDS)
+        wait_until(lambda: not loopback.find_live_problems(), loopback.MAX_SECONDS)
     if lose is None:
-        threading.Thread(target=lose_in_training, args=(workers, figures), daemon=True).start()
+        threading.Thread(target=kill_training_machine, args=(workers, figures), daemon=True).start()
     else:
-        threading.Timer(lose, workers[0].end).start()
+        threading.Timer(lose, workers[0].kill).start()
     with timed(figures, "study"):
         done = subprocess.run(
             [BIN / "chip-ablate", "run", study or "loopback.yaml", "--cluster", FILE, "--json",
@@ -81,46 +93,46 @@ def main(study: str | None, lose: float | None) -> None:
     figures["executed"], figures["failed"] = result["executed"], result["failed"]
     figures["arms"] = result["arms"]
     if undisturbed is not None:
-        figures["differing"] = differing(result["arms"], undisturbed)
+        figures["differing"] = find_differing_arms(result["arms"], undisturbed)
     figures["report"] = sorted(Path(path).name for path in result["report"])
-    figures["weights in the head's work directory"] = weights(head)
+    figures["weights in the head's work directory"] = count_weight_files(head)
     figures["files in the workers' work directories"] = [
-        int(worker.inside("sh", "-c", f"find {machines.SHARED} -type f | wc -l"))
+        int(worker.run("sh", "-c", f"find {machines.SHARED} -type f | wc -l"))
         for worker in workers
-        if worker.lives
+        if worker.is_running
     ]
-    figures["objects in the storage"], figures["models in the storage"] = objects()
-    figures["tries"] = attempts(head)
-    command("ray", "down", "-y", str(FILE))
+    figures["objects in the storage"], figures["models in the storage"] = count_objects()
+    figures["tries"] = count_attempts(head)
+    run_command("ray", "down", "-y", str(FILE))
     server.kill()
     print(json.dumps(figures))
 
 
-def lose_in_training(workers: list[machines.Machine], figures: dict[str, Any]) -> None:
+def kill_training_machine(workers: list[machines.Machine], figures: dict[str, Any]) -> None:
     """Take away the first worker machine that trains, once a checkpoint is in the storage."""
     while True:
-        kept = [key for key in keys() if key.endswith("/state.pt")]
+        kept = [key for key in list_keys() if key.endswith("/state.pt")]
         for worker in workers:
             look = f"find {STAGED} -path '*/jobs/*' -name 'attempt-*' 2>/dev/null || true"
-            for folder in worker.inside("sh", "-c", look).split():
+            for folder in worker.run("sh", "-c", look).split():
                 attempt = folder[folder.index("/trials/") + 1 :]
-                trained = worker.inside("sh", "-c", f"ls {folder} 2>/dev/null || true").split()
+                trained = worker.run("sh", "-c", f"ls {folder} 2>/dev/null || true").split()
                 left = [key for key in kept if f"{attempt}/checkpoints/" in key]
                 if left and "checkpoints" in trained and "trained.json" not in trained:
-                    worker.end()
+                    worker.kill()
                     figures["lost"] = {"machine": worker.ip, "in mid-training": max(left)}
                     print(f"taken away: {figures['lost']}", file=sys.stderr, flush=True)
                     return
         time.sleep(0.2)
 
 
-def differing(arms: list[dict[str, Any]], undisturbed: list[dict[str, Any]]) -> list[str]:
+def find_differing_arms(arms: list[dict[str, Any]], undisturbed: list[dict[str, Any]]) -> list[str]:
     """Return the arms whose figures are not, to the last digit, those of the study left alone."""
     here, there = ({arm["arm"]: arm["figures"] for arm in each} for each in (arms, undisturbed))
     return [arm for arm in sorted(here | there) if here.get(arm) != there.get(arm)]
 
 
-def serve() -> subprocess.Popen[bytes]:
+def start_storage_server() -> subprocess.Popen[bytes]:
     """Start the server, with its bucket."""
     import boto3
 
@@ -137,19 +149,19 @@ def serve() -> subprocess.Popen[bytes]:
     raise SystemExit((machines.BASE / "s3.log").read_text()[-2000:])
 
 
-def weights(machine: machines.Machine) -> int:
+def count_weight_files(machine: machines.Machine) -> int:
     """Return how many files of weights a machine has in its work directory."""
-    listed = machine.inside("find", str(machines.SHARED), "-name", "*.safetensors")
+    listed = machine.run("find", str(machines.SHARED), "-name", "*.safetensors")
     return len(listed.split())
 
 
-def objects() -> tuple[int, int]:
+def count_objects() -> tuple[int, int]:
     """Return how many objects the storage has, and how many of them are models."""
-    found = keys()
-    return len(found), sum(key.endswith("/model/model.safetensors") for key in found)
+    keys = list_keys()
+    return len(keys), sum(key.endswith("/model/model.safetensors") for key in keys)
 
 
-def keys() -> list[str]:
+def list_keys() -> list[str]:
     """Return the names of all objects in the storage."""
     import boto3
 
@@ -157,9 +169,9 @@ def keys() -> list[str]:
     return [each["Key"] for page in pages for each in page.get("Contents", [])]
 
 
-def attempts(head: machines.Machine) -> dict[str, int]:
+def count_attempts(head: machines.Machine) -> dict[str, int]:
     """Return how often each trial was tried, and how many went on from a checkpoint."""
-    text = head.inside("cat", f"{machines.SHARED}/chip-runs/ledger/ledger.jsonl")
+    text = head.run("cat", f"{machines.SHARED}/chip-runs/ledger/ledger.jsonl")
     entries = [json.loads(line) for line in text.splitlines()]
     return {
         "attempts": sum(entry["event"] == "started" for entry in entries),
@@ -176,9 +188,9 @@ if __name__ == "__main__":
         parser.add_argument("study", nargs="?")
         parser.add_argument("--lose", type=float)
         given = parser.parse_args()
-        why = machines.lacking()
+        why = machines.find_obstacle()
         if why is not None:
             raise SystemExit(f"test-cluster: {why}")
         asked = json.dumps([given.study, given.lose])
-        inside = machines.in_namespaces(Path(__file__), "inside", asked)
+        inside = machines.make_namespace_command(Path(__file__), "inside", asked)
         os.execvp(inside[0], inside)  # who ends this process ends all of it

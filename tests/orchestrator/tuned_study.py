@@ -15,7 +15,7 @@ from orchestrator.state.search import resolve_search
 from . import fakes
 
 #: What a trial comes to; None is undefined.
-Figure = Callable[[Job], float | None]
+MetricOfJob = Callable[[Job], float | None]
 
 STUDY = """
 study: tuned
@@ -36,7 +36,7 @@ tune:
 """
 
 
-def results_by(figure: Figure) -> Callable[[Job], TrialResult]:
+def make_result_function(figure: MetricOfJob) -> Callable[[Job], TrialResult]:
     """Return what makes a job's result: 30 for the untrained model, else the figure."""
 
     def result_of(job: Job) -> TrialResult:
@@ -58,7 +58,9 @@ def results_by(figure: Figure) -> Callable[[Job], TrialResult]:
     return result_of
 
 
-def carry_out(plan: Plan, workdir: Path, failures: Mapping[str, str] | None = None) -> Plan:
+def run_missing_trials(
+    plan: Plan, workdir: Path, failures: Mapping[str, str] | None = None
+) -> Plan:
     """Run what is missing of a plan, but for tracker and report; return it settled."""
     ledger, study = Ledger(workdir), plan.study.name
     for _, jobs in iter_phases(resolve_search(plan, ledger), ledger, workdir):
@@ -68,5 +70,5 @@ def carry_out(plan: Plan, workdir: Path, failures: Mapping[str, str] | None = No
                 ledger.record_end(trial, study, attempt, "failed", (failures or {})[job.name])
                 continue
             folder = str(job.folder.relative_to(workdir))
-            ledger.record_result(trial, study, attempt, folder, fakes.leave_result(job))
+            ledger.record_result(trial, study, attempt, folder, fakes.write_job_result(job))
     return resolve_search(plan, ledger)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.faults.injected import FULL
+from tests.faults.worker import FULL
 
 _PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x03\x00\x00\x00\x01\x00"
 
@@ -21,9 +21,9 @@ def main(arguments: list[str]) -> None:
     from orchestrator.state import ledger
 
     defaults: Any = RayTuneExecutor.__init__.__kwdefaults__
-    defaults["entry"] = "tests.faults.injected:execute"
+    defaults["entry"] = "tests.faults.worker:run_job"
     figures: Any = base
-    figures.rendered = lambda figure: (_PNG, b"%PDF-1.4 blank")
+    figures.render_files = lambda figure: (_PNG, b"%PDF-1.4 blank")
     flag = Path(arguments[arguments.index("--workdir") + 1]) / f"{FULL}-ledger"
     append = ledger.append_record
 

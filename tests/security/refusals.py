@@ -17,8 +17,8 @@ from chip_core.utils.errors import MAX_LINE_LENGTH
 COUNTS: Counter[str] = Counter()
 
 
-def note(kind: str, line: str) -> str:
-    """Count an input that was refused by this one line."""
+def count_refusal(kind: str, line: str) -> str:
+    """Count an input that was refused by this one line, as it is shown."""
     assert line.strip(), "no reason is given"
     assert line.isprintable(), f"the reason steers a terminal: {line!r}"
     assert "Traceback" not in line
@@ -27,14 +27,14 @@ def note(kind: str, line: str) -> str:
     return line
 
 
-def refused(kind: str, act: Callable[[], Any], *errors: type[Exception]) -> str:
+def expect_refusal(kind: str, act: Callable[[], Any], *errors: type[Exception]) -> str:
     """Count an input that an act refuses by one of these errors, with a reason of one line."""
     with pytest.raises(errors) as raised:
         act()
-    return note(kind, str(raised.value))
+    return count_refusal(kind, str(raised.value))
 
 
-def program(*arguments: str) -> tuple[int, str, str]:
+def run_program(*arguments: str) -> tuple[int, str, str]:
     """Return exit code, output and errors of the program; an exception is none of these."""
     from orchestrator.cli import main
 
@@ -48,22 +48,22 @@ def program(*arguments: str) -> tuple[int, str, str]:
     return code, out.getvalue(), errors.getvalue()
 
 
-def exits(kind: str, folder: Path, *arguments: str) -> list[str]:
+def expect_program_refusal(kind: str, folder: Path, *arguments: str) -> list[str]:
     """Count an input that the program refuses: exit code 2, a line a problem, nothing written."""
-    before = _held(folder)
-    code, out, errors = program(*arguments)
+    before = _list_files(folder)
+    code, out, errors = run_program(*arguments)
     lines = errors.splitlines()
     assert (code, out) == (2, ""), (code, out, errors)
     assert lines, "nothing is said"
     assert all(line.startswith("chip-ablate: ") for line in lines), lines
-    assert _held(folder) == before, "something is half written"
+    assert _list_files(folder) == before, "something is half written"
     for line in lines[1:]:
         assert line.isprintable()
-    note(kind, lines[0])
+    count_refusal(kind, lines[0])
     return lines
 
 
-def _held(folder: Path) -> list[tuple[str, int]]:
+def _list_files(folder: Path) -> list[tuple[str, int]]:
     return sorted(
         (str(path.relative_to(folder)), path.lstat().st_size) for path in folder.rglob("*")
     )

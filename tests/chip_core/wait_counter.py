@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 #: Operators whose result is on the host, or of a size that the host has to know.
-_WAITING = {
+_WAITING_OPERATORS = {
     "aten::_local_scalar_dense",
     "aten::nonzero",
     "aten::equal",
@@ -32,10 +32,10 @@ _WAITING = {
 }
 
 #: Methods of a tensor that bring all of it to the host, and which no operator shows on a CPU.
-_BRINGING = (Tensor.tolist, Tensor.numpy, Tensor.cpu)
+_HOST_COPY_METHODS = (Tensor.tolist, Tensor.numpy, Tensor.cpu)
 
 
-class _OnDevice:
+class _DeviceStorages:
     """Which storages lie on the device."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class _OnDevice:
         return any(map(self.has, values))
 
 
-class Counted:
+class WaitCounts:
     """What was counted, and from where."""
 
     def __init__(self) -> None:
@@ -62,15 +62,17 @@ class Counted:
         self.frozen_casts: Counter[str] = Counter()
         self.places: list[str] = []
 
-    def wait(self, what: str) -> None:
+    def count_wait(self, what: str) -> None:
         self.waits[what] += 1
-        frames = [each for each in traceback.extract_stack() if "/counting.py" not in each.filename]
+        frames = [
+            each for each in traceback.extract_stack() if "/wait_counter.py" not in each.filename
+        ]
         own = [each for each in frames if "torch/" not in each.filename]
         self.places.append(f"{what}: {own[-1].filename}:{own[-1].lineno}")
 
 
-class _Operators(TorchDispatchMode):
-    def __init__(self, counted: Counted, there: _OnDevice, frozen: dict[int, str]) -> None:
+class _OperatorMode(TorchDispatchMode):
+    def __init__(self, counted: WaitCounts, there: _DeviceStorages, frozen: dict[int, str]) -> None:
         super().__init__()
         self._counted, self._there, self._frozen = counted, there, frozen
 
@@ -80,12 +82,12 @@ class _Operators(TorchDispatchMode):
         given, _ = tree_flatten((args, kwargs or {}))
         name = func.name()
         there = self._there.any(given)
-        if there and name in _WAITING:
-            self._counted.wait(name)
+        if there and name in _WAITING_OPERATORS:
+            self._counted.count_wait(name)
         if there and name in ("aten::index.Tensor", "aten::index_put_", "aten::index_put"):
             places = args[1] if len(args) > 1 else ()
             if any(each is not None and each.dtype == torch.bool for each in places):
-                self._counted.wait(f"{name} by a mask")
+                self._counted.count_wait(f"{name} by a mask")
         made = func(*args, **(kwargs or {}))
         if name == "aten::_to_copy" and made.dtype != args[0].dtype:
             weight = self._frozen.get(args[0].untyped_storage()._cdata)
@@ -98,27 +100,27 @@ class _Operators(TorchDispatchMode):
         return made
 
 
-class _Methods(TorchFunctionMode):
-    def __init__(self, counted: Counted, there: _OnDevice) -> None:
+class _MethodMode(TorchFunctionMode):
+    def __init__(self, counted: WaitCounts, there: _DeviceStorages) -> None:
         super().__init__()
         self._counted, self._there = counted, there
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _BRINGING and self._there.has(args[0]):
-            self._counted.wait(func.__name__)
+        if func in _HOST_COPY_METHODS and self._there.has(args[0]):
+            self._counted.count_wait(func.__name__)
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
-def counting(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
+def count_waits(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[WaitCounts]:
     """Count within the context; `chip_core.data.tensors.to_device` sends to the device."""
     from chip_core.data import tensors
     from chip_core.reference_cache import reader
     from chip_core.training import states
 
-    there, counted = _OnDevice(), Counted()
+    there, counted = _DeviceStorages(), WaitCounts()
     for weight in [*model.parameters(), *model.buffers()]:
         there.add(weight)
 
@@ -135,6 +137,6 @@ def counting(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
     with monkeypatch.context() as patched, ExitStack() as stack:
         for module in (tensors, reader, states):
             patched.setattr(module, "to_device", to_device)
-        stack.enter_context(_Methods(counted, there))
-        stack.enter_context(_Operators(counted, there, frozen))
+        stack.enter_context(_MethodMode(counted, there))
+        stack.enter_context(_OperatorMode(counted, there, frozen))
         yield counted

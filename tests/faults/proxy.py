@@ -15,7 +15,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ProxiedRequest:
     """A question on its way to the server."""
 
     model: str  # the name that the request has
@@ -24,16 +24,17 @@ class Asked:
     content: Any  # the question's parts
 
 
-class Link:
+class FaultyProxy:
     """A proxy on 127.0.0.1, at one port for as long as it lives.
 
     `cut` resets its connections and refuses new ones, `silence` takes requests and lets nothing
-    through, `mend` ends both.
+    through, `restore` ends both.
     """
 
     def __init__(self, server_port: int) -> None:
-        self.asked: list[Asked] = []
-        self.watch: Callable[[Asked], None] = lambda asked: None  # before a question goes on
+        self.requests: list[ProxiedRequest] = []
+        # Called before a question goes on to the server.
+        self.watch: Callable[[ProxiedRequest], None] = lambda request: None
         self._server_port = server_port
         self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
@@ -48,10 +49,10 @@ class Link:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
-    def begin(self, watch: Callable[[Asked], None]) -> None:
+    def reset(self, watch: Callable[[ProxiedRequest], None]) -> None:
         """Forget what has passed; call `watch` with each question from now on."""
         with self._lock:
-            self.asked, self._counts, self.watch = [], {}, watch
+            self.requests, self._counts, self.watch = [], {}, watch
 
     def cut(self) -> None:
         """Reset all connections, and refuse new ones."""
@@ -71,7 +72,7 @@ class Link:
         """Let nothing through, in either direction."""
         self._passes.clear()
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         """Let requests through again."""
         if not self._passes.is_set():
             self.cut()  # what was sent meanwhile is lost
@@ -139,15 +140,15 @@ class Link:
         self.port = self._proxy.server_port
         threading.Thread(target=self._proxy.serve_forever, args=(0.05,), daemon=True).start()
 
-    def _note(self, body: dict[str, Any]) -> Asked:
+    def _note(self, body: dict[str, Any]) -> ProxiedRequest:
         with self._lock:
             name = body["model"]
             self._counts[name] = self._counts.get(name, 0) + 1
-            asked = Asked(
+            request = ProxiedRequest(
                 model=name,
                 models=len(self._counts),
                 number=self._counts[name],
                 content=body["messages"][0]["content"],
             )
-            self.asked.append(asked)
-        return asked
+            self.requests.append(request)
+        return request

@@ -18,41 +18,45 @@ from chip_core.training.policy import LiveReference, Policy, ReferenceSource
 from chip_core.training.states import PaddedRows, pad
 
 
-def batch_objective(config: ObjectiveConfig, **views: ResponseScores | None) -> BatchObjective:
+def compute_view_objective(
+    config: ObjectiveConfig, **views: ResponseScores | None
+) -> BatchObjective:
     """Return the objective of views by name; None: it is not there."""
     given = {view: scores for view, scores in views.items() if scores is not None}
     return compute_objective(config, Inputs(views=given))
 
 
-def rows(batch: PairBatch, what: str) -> PaddedRows:
+def pad_rows(batch: PairBatch, what: str) -> PaddedRows:
     """Return `chosen`, `rejected` or `rejected_image` sequences of a batch, one response a row."""
     prompts = batch.rejected_image_prompts if what == "rejected_image" else batch.prompts
     assert prompts is not None
     return pad(prompts, getattr(batch, what))
 
 
-def logits(model: Any, batch: PairBatch, what: str = "chosen") -> torch.Tensor:
+def compute_logits(model: Any, batch: PairBatch, what: str = "chosen") -> torch.Tensor:
     """Return whole logits of a batch, as the model itself gives them, (B, T, V)."""
-    part = rows(batch, what)
+    part = pad_rows(batch, what)
     with torch.no_grad():
         return model(
             input_ids=part.input_ids, attention_mask=part.attention_mask, **part.inputs
         ).logits
 
 
-def original_logits(reference: LiveReference, model: Any, batch: PairBatch) -> torch.Tensor:
+def compute_original_logits(reference: LiveReference, model: Any, batch: PairBatch) -> torch.Tensor:
     """Return whole logits of the chosen responses, of a live reference."""
-    part = rows(batch, "chosen")
+    part = pad_rows(batch, "chosen")
     ids, mask = part.input_ids, part.attention_mask
     return reference.original(model, input_ids=ids, attention_mask=mask, **part.inputs).logits
 
 
-def objective(policy: Policy, reference: ReferenceSource, batch: PairBatch) -> Any:
+def compute_policy_objective(policy: Policy, reference: ReferenceSource, batch: PairBatch) -> Any:
     """Return the product's objective of a batch."""
     return policy(batch, reference.scores(batch), reference.head)
 
 
-def _alone(model: Any, prompts: Prompts, responses: Responses, row: int) -> torch.Tensor:
+def _compute_row_logits(
+    model: Any, prompts: Prompts, responses: Responses, row: int
+) -> torch.Tensor:
     """Return one pair's logits of one response, computed without any padding."""
     prompt = prompts.ids[row][prompts.mask[row]]
     ids = torch.cat([prompt, responses.ids[row][responses.mask[row]]])[None]
@@ -62,12 +66,12 @@ def _alone(model: Any, prompts: Prompts, responses: Responses, row: int) -> torc
             own = value[row][prompts.mask[row]]
             inputs[name] = torch.nn.functional.pad(own, (0, ids.shape[1] - len(own)))[None]
         else:
-            inputs[name] = _own(prompts, name, row)
+            inputs[name] = _select_row_entries(prompts, name, row)
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0]
     return logits.float() if logits.dtype == torch.bfloat16 else logits
 
 
-def _own(prompts: Prompts, name: str, row: int) -> torch.Tensor:
+def _select_row_entries(prompts: Prompts, name: str, row: int) -> torch.Tensor:
     """Return the entries that are one pair's of an input with one entry an image, or a patch."""
     value = prompts.inputs[name]
     if len(value) == len(prompts.ids):
@@ -76,7 +80,7 @@ def _own(prompts: Prompts, name: str, row: int) -> torch.Tensor:
     return value[ends[row - 1] if row else 0 : ends[row]]
 
 
-def plain_loss(
+def compute_naive_loss(
     policy: Any, reference: Any, batch: PairBatch, config: TrialConfig, eos_id: int
 ) -> torch.Tensor:
     """Return the mean objective of a batch from whole logits, each view alone."""
@@ -87,16 +91,16 @@ def plain_loss(
         for who, model, grad in (("policy", policy, True), ("reference", reference, False)):
             with torch.set_grad_enabled(grad):
                 given[who] = {
-                    view: _alone(
+                    view: _compute_row_logits(
                         model, batch.select_prompts(*batch.prefix(view)), batch.responses[view], row
                     )
                     for view in views
                 }
-        pairs.append(_pair(batch, row, given, config))
+        pairs.append(_make_pair_logits(batch, row, given, config))
     return batch_from_logits(config.objective, pairs, eos_id=eos_id).loss
 
 
-def _pair(
+def _make_pair_logits(
     batch: PairBatch, row: int, logits: dict[str, dict[str, torch.Tensor]], config: TrialConfig
 ) -> PairLogits:
     """Return a pair as the slow truth takes it; every prompt is as long as the first here."""

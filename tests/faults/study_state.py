@@ -15,7 +15,7 @@ from tests.faults.world import STEPS
 
 
 @dataclass(kw_only=True)
-class Left:
+class StudyState:
     """What a study came to, by arm ("base" too)."""
 
     figures: dict[str, Any] = field(default_factory=dict)
@@ -28,9 +28,9 @@ class Left:
     untracked: list[str] = field(default_factory=list)  # what MLflow does not show
 
 
-def look(workdir: Path, database: Path | None = None) -> Left:
+def read_study_state(workdir: Path, database: Path | None = None) -> StudyState:
     """Read a work directory's ledger, its trials' folders and its MLflow store."""
-    left = Left()
+    state = StudyState()
     entries = read_records(workdir / "ledger" / "ledger.jsonl")
     ends: Counter[tuple[str, int]] = Counter()
     begun: set[tuple[str, int]] = set()
@@ -40,37 +40,37 @@ def look(workdir: Path, database: Path | None = None) -> Left:
         mark, key = entry["fingerprint"], (entry["fingerprint"], entry["attempt"])
         if entry["event"] == "started":
             begun.add(key)
-            left.lost += mark in finished
-            left.attempts[entry["arm"]] = left.attempts.get(entry["arm"], 0) + 1
+            state.lost += mark in finished
+            state.attempts[entry["arm"]] = state.attempts.get(entry["arm"], 0) + 1
             continue
         if entry["event"] == "answered":  # on the way: its end is told once it is scored
             trained[mark] = entry["folder"]
             continue
         ends[key] += 1
         if entry["event"] == "finished":
-            left.doubled += mark in finished
+            state.doubled += mark in finished
             finished.add(mark)
             arm = entry["arm"]
-            left.figures[arm] = [each["metrics"] for each in entry["evaluations"].values()]
-            _of_training(left, arm, workdir / trained.get(mark, entry["folder"]))
-    left.doubled += sum(count - 1 for count in ends.values())
-    left.open_ends = len(begun - ends.keys())
-    _of_tracking(left, database or workdir / "mlflow.db")
-    return left
+            state.figures[arm] = [each["metrics"] for each in entry["evaluations"].values()]
+            _read_training(state, arm, workdir / trained.get(mark, entry["folder"]))
+    state.doubled += sum(count - 1 for count in ends.values())
+    state.open_ends = len(begun - ends.keys())
+    _read_tracking(state, database or workdir / "mlflow.db")
+    return state
 
 
-def _of_training(left: Left, arm: str, folder: Path) -> None:
+def _read_training(state: StudyState, arm: str, folder: Path) -> None:
     model = folder / "model" / "model.safetensors"
     if not model.exists():
         return
-    left.weights[arm] = hashlib.sha256(model.read_bytes()).hexdigest()
-    left.losses[arm] = [
+    state.weights[arm] = hashlib.sha256(model.read_bytes()).hexdigest()
+    state.losses[arm] = [
         (record["step"], record["figures"]["loss"])
         for record in read_records(folder / "curves.jsonl")
     ]
 
 
-def _of_tracking(left: Left, database: Path) -> None:
+def _read_tracking(state: StudyState, database: Path) -> None:
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as store:
         runs = store.execute(
             "select tags.value, runs.name, runs.status, runs.run_uuid from runs "
@@ -86,21 +86,21 @@ def _of_tracking(left: Left, database: Path) -> None:
     wanted = {"study": 1, "arm": 2, "trial": 2, "base": 1}
     for kind, count in wanted.items():
         if kinds[kind] > count:
-            left.doubled += kinds[kind] - count
+            state.doubled += kinds[kind] - count
         elif kinds[kind] < count:
-            left.untracked.append(f"{count - kinds[kind]} run of kind {kind} is missing")
+            state.untracked.append(f"{count - kinds[kind]} run of kind {kind} is missing")
     for kind, name, status, run in runs:
         if status != "FINISHED":
-            left.untracked.append(f"{kind} {name} is {status}")
+            state.untracked.append(f"{kind} {name} is {status}")
         if kind == "trial" and points.get(run, 0) != STEPS:
-            left.untracked.append(f"trial {name} has {points.get(run, 0)} points of its loss")
+            state.untracked.append(f"trial {name} has {points.get(run, 0)} points of its loss")
 
 
-def differences(left: Left, undisturbed: Left) -> list[str]:
+def find_differences(state: StudyState, undisturbed: StudyState) -> list[str]:
     """Return which figures, weights and losses are not the undisturbed study's, to the bit."""
     found = []
     for what in ("figures", "weights", "losses"):
-        here, there = getattr(left, what), getattr(undisturbed, what)
+        here, there = getattr(state, what), getattr(undisturbed, what)
         found += [
             f"{what} of {arm}"
             for arm in there

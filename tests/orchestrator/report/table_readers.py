@@ -18,11 +18,12 @@ def read_tables(text: str) -> list[list[dict[str, str]]]:
         lines = [line for line in block.splitlines() if line.startswith("| ")]
         if len(lines) > 2:
             head, _, *rows = [
-                [_plain(cell) for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines
+                [_unescape_cell(cell) for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+                for line in lines
             ]
             found.append([dict(zip(head, row, strict=True)) for row in rows])
     return found
 
 
-def _plain(cell: str) -> str:
+def _unescape_cell(cell: str) -> str:
     return re.sub(r"\\(.)", r"\1", cell.strip().replace("−", "-"))

@@ -31,7 +31,7 @@ TRAINING, SCORING = ("train",), ("score", "judge")
 _jobs = 0  # that began in this process: from the second on it is a warm slot
 
 
-def execute(job: Job, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
+def run_job(job: Job, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
     """Run a job as its executor would."""
     global _jobs
     _jobs += 1
@@ -57,14 +57,14 @@ def execute(job: Job, report: Callable[[Progress], None], stop: Callable[[], boo
 
     with contextlib.ExitStack() as stack:  # the process has other jobs after this one
         if job.is_training and "nan" in plan:
-            stack.enter_context(_poison(plan["nan"], workdir))
+            stack.enter_context(_write_nan_once(plan["nan"], workdir))
         if job.is_training:
-            stack.enter_context(_full_disk(workdir / FULL))
+            stack.enter_context(_fail_checkpoints(workdir / FULL))
         really_execute(job, told, stop)
 
 
 @contextlib.contextmanager
-def _poison(step: int, workdir: Path) -> Iterator[None]:
+def _write_nan_once(step: int, workdir: Path) -> Iterator[None]:
     """Let the update before a step write NaN, in the first training that comes here."""
     try:
         (workdir / "poisoned").touch(exist_ok=False)
@@ -94,7 +94,7 @@ def _poison(step: int, workdir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _full_disk(flag: Path) -> Iterator[None]:
+def _fail_checkpoints(flag: Path) -> Iterator[None]:
     """Let no checkpoint be written while a file is there."""
     written = checkpoint.write_weights
 
