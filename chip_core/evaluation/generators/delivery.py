@@ -181,7 +181,8 @@ class Delivery:
         except openai.NotFoundError:
             raise TrialError(
                 f"{self._label}: does not accept adapters while it runs: start it with "
-                "--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where nobody else can reach it"
+                "--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where nobody else can "
+                "reach it"
             ) from None
         except openai.APITimeoutError:  # also an APIConnectionError, but the server is there
             raise TrialError(
