@@ -19,7 +19,7 @@ SEED ?= 0
 CARRIED := pydantic pydantic_core annotated-types typing-inspection typing_extensions
 CARRY_PYTHON ?= 3.12
 
-.PHONY: demo install carry test test-slow test-ray test-lowest test-extras test-cluster coverage check lint audit schemas faults clean
+.PHONY: demo install carry test test-slow test-ray test-torch test-lowest test-extras test-cluster coverage check lint audit schemas faults clean
 
 demo: install
 	.venv/bin/chip-ablate run ablations/encoder.yaml
@@ -63,6 +63,18 @@ test-ray:
 	.venv-ray-$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check \
 		-c .venv-ray-$(RAY)/constraints.txt -e '.[dev]'
 	OMP_NUM_THREADS=1 .venv-ray-$(RAY)/bin/python -m pytest tests/orchestrator/executors -m "ray and not gpu"
+
+# What computes, on another release of torch, in an environment of its own: make test-torch TORCH=2.15.0
+test-torch:
+	@test -n "$(TORCH)" || { echo "make: say which release: make test-torch TORCH=2.15.0"; exit 2; }
+	@test -x .venv-torch-$(TORCH)/bin/python || $(PYTHON) -m venv .venv-torch-$(TORCH)
+	sed 's/^torch==.*/torch==$(TORCH)/' constraints.txt > .venv-torch-$(TORCH)/constraints.txt
+	.venv-torch-$(TORCH)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c .venv-torch-$(TORCH)/constraints.txt -e '.[dev]'
+	OMP_NUM_THREADS=1 .venv-torch-$(TORCH)/bin/python -m pytest -n 2 --dist loadfile \
+		tests/chip_core/objectives tests/chip_core/models tests/chip_core/training \
+		tests/chip_core/reference_cache tests/chip_core/data tests/chip_core/evaluation/inference \
+		tests/chip_core/test_trial.py
 
 # The lower bounds of pyproject.toml, in an environment of its own: what needs no Ray.
 test-lowest:
@@ -124,4 +136,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 clean:
-	rm -rf .carry .venv .venv-ray-* .venv-lowest .venv-extras .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .carry .venv .venv-ray-* .venv-torch-* .venv-lowest .venv-extras .mypy_cache .ruff_cache .pytest_cache
