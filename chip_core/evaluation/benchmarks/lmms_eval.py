@@ -119,7 +119,7 @@ class LmmsEvalBenchmark(ExternalBenchmark):
         model_path = str(model.resolve())
         if any(character in model_path for character in ",={}'\""):
             raise UserError(
-                f"{model_path}: lmms-eval takes no path with a comma, an = or a quote in it"
+                f"{model_path}: lmms-eval does not accept a path with a comma, an = or a quote"
             )
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

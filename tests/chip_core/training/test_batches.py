@@ -161,7 +161,7 @@ def test_a_gpu_that_does_not_compute_in_bf16_is_refused_for_it_alone(
     if dtype == "fp32":
         assert resolve_device(config) == torch.device("cuda", 0)
         return
-    with pytest.raises(TrialError, match="bf16, and Tesla T4 does not compute in it: write") as why:
+    with pytest.raises(TrialError, match="bf16, but Tesla T4 does not compute in it: write") as why:
         resolve_device(config)
     assert "\n" not in str(why.value)
     on_cpu = config.model_copy(

@@ -231,8 +231,8 @@ def test_unequal_machines_are_refused() -> None:
         require_equal_machines(FakeMachineWorkers(*"aaab"))
     assert str(told.value) == (
         "engine.parallel is hsdp, which needs the same number of workers on each machine, but 4 "
-        "workers are 3 + 1 on 2 machines: write an engine.workers_per_trial that divides evenly, "
-        "or engine.parallel: fsdp"
+        "workers are 3 + 1 on 2 machines: write an engine.workers_per_trial that divides evenly "
+        "over the machines, or engine.parallel: fsdp"
     )
 
 

@@ -160,7 +160,7 @@ def test_units_and_order_do_not_matter(shift: float, scale: float, order: list[i
     [
         (([], [0], [1]), "items"),
         (([1, 2], [0, 0], [1, 1]), "twice"),
-        (([1, 2], [2], [1]), "not there"),
+        (([1, 2], [2], [1]), "does not exist"),
         (([1, 2], [0.5], [1]), "not a list of indices"),
         (([1, 2], [0], [1, 1]), "1 labelled items, 2 labels"),
         (([1, 2], [0], [math.nan]), "labels is not a list"),

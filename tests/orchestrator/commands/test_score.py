@@ -109,7 +109,7 @@ def test_the_embedded_world_needs_no_data(
         (["amber", "--data", "nowhere"], "--data: there is no folder nowhere"),
         (["amber"], "--data is missing: the folder of amber's own files"),
         (["amber", "--data", "."], "annotations.json: there is no such file"),
-        (["chair", "--data", ".", "--protocol", "chip"], "chair: protocol chip is not known"),
+        (["chair", "--data", ".", "--protocol", "chip"], "chair: protocol chip is unknown"),
         (["amber", "--data", ".", "--similarity", "none.json"], "none.json: there is no such file"),
         (["objhal", "--data", ".", "--judge-replies", "none"], "none: there is no such file"),
         (["amber", "--data", ".", "--protocol", "mine"], "Invalid value for '--protocol'"),

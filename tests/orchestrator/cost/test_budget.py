@@ -90,7 +90,7 @@ def test_less_than_a_comparison_is_refused(
 @pytest.mark.parametrize(
     ("budget", "rates", "why"),
     [
-        (make_budget(1), {"imports": 0.0}, "is not known .*--calibrate"),
+        (make_budget(1), {"imports": 0.0}, "is unknown .*--calibrate"),
         (Budget(price=1), RATES, "no price is given.*--price-per-gpu-hour"),
     ],
 )

@@ -100,7 +100,7 @@ def test_a_studys_budget_that_cannot_be_held(
     assert code == 0
     assert "budget (hours 1): the study's cost is unknown" in " ".join(out.split())
     found = json.loads(run_on_study("plan", "--json", text=budget)[1])["cost"]
-    assert (found["budget"], "is not known" in found["budget_problem"]) == (None, True)
+    assert (found["budget"], "is unknown" in found["budget_problem"]) == (None, True)
     assert run_on_study("run", text=budget)[0] == 2
     assert {path.name for path in tmp_path.iterdir()} == {"study.yaml"}
 

@@ -126,7 +126,7 @@ def opened_backend(
                 workdir=folder / "work",
                 max_concurrent=1,
                 begin_within=75.0 if workers == 1 else 600.0,
-                entry="ray_jobs:play",
+                entry="ray_jobs:run_named_job",
                 stop=stop,
                 early_stopping=EarlyStopping(
                     method="asha", metric="reward/accuracy", grace=0.25, reduction_factor=2

@@ -58,7 +58,7 @@ def test_files_go_by_the_storage(tmp_path: Path, cluster: Cluster, shares: bool)
     ]
     events: list[JobEvent] = []
     RayTuneExecutor(
-        workdir=work, address=cluster.address, entry="ray_jobs:play", remote=remote
+        workdir=work, address=cluster.address, entry="ray_jobs:run_named_job", remote=remote
     ).run(jobs, events.append)
     ends = {event.job.name: event for event in events if isinstance(event, JobFailed | JobFinished)}
     assert {name: type(event) for name, event in ends.items()} == {

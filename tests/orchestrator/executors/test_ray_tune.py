@@ -100,7 +100,9 @@ def test_several_workers_share_a_trial(tmp_path: Path) -> None:
     ]
     events: list[JobEvent] = []
 
-    RayTuneExecutor(workdir=tmp_path / "work", entry="ray_jobs:play").run(jobs, events.append)
+    RayTuneExecutor(workdir=tmp_path / "work", entry="ray_jobs:run_named_job").run(
+        jobs, events.append
+    )
 
     assert list_endings(events) == {
         "trains": "finished",
@@ -169,7 +171,7 @@ def test_ctrl_c_stops_jobs_and_ray(tmp_path: Path) -> None:
 
     try:
         with pytest.raises(KeyboardInterrupt):
-            RayTuneExecutor(workdir=tmp_path, entry="ray_jobs:play").run(
+            RayTuneExecutor(workdir=tmp_path, entry="ray_jobs:run_named_job").run(
                 [make_job(tmp_path, 1, "sleeps")], stop_at_work
             )
     finally:
@@ -186,7 +188,9 @@ def test_a_cluster_is_used_and_left_running(tmp_path: Path, cluster: Cluster) ->
     jobs = [make_job(tmp_path, number, name) for number, name in enumerate(names)]
     events: list[JobEvent] = []
 
-    executor = RayTuneExecutor(workdir=tmp_path, address=cluster.address, entry="ray_jobs:play")
+    executor = RayTuneExecutor(
+        workdir=tmp_path, address=cluster.address, entry="ray_jobs:run_named_job"
+    )
     executor.run(jobs, events.append)
 
     assert list_endings(events) == {

@@ -29,7 +29,7 @@ def test_inline_the_last_gpus_are_the_server_s(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(machine, "visible_gpus", lambda: ["4", "5", "6"])
     with executor.reserve_gpus(2) as held:
         assert held == ["5", "6"]
-    with pytest.raises(UserError, match="takes 3 GPU of its own, .*sees 3: write serves: trial"):
+    with pytest.raises(UserError, match="needs 3 GPU of its own .*sees 3: write serves: trial"):
         executor.reserve_gpus(3).__enter__()
     on_cpu = TrialConfig.model_validate({"model": "shapes", "engine": {"device": "cpu"}})
     with executor.open([replace(make_job(0.0), config=on_cpu)]), executor.reserve_gpus(3) as none:

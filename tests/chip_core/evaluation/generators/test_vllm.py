@@ -136,8 +136,8 @@ def test_a_server_ends_when_it_is_stopped_and_when_who_started_it_is_killed(
     assert not is_listening(port)
     code = (
         "import os, signal, sys; from pathlib import Path; "
-        "from tests.chip_core.evaluation.generators.test_vllm import started; "
-        f"started(Path('log'), {port}); print('up', flush=True); "
+        "from tests.chip_core.evaluation.generators.test_vllm import start_server; "
+        f"start_server(Path('log'), {port}); print('up', flush=True); "
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     root = Path(__file__).parents[4]

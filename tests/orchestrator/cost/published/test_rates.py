@@ -189,7 +189,7 @@ def test_hybrid_sharding_spreads_over_a_machine(
     )
     assert found is not None and alike is not None
     assert found.footprint == alike.footprint
-    said = f"; taken for {parts} workers a machine"
+    said = f"; assuming {parts} workers per machine"
     hybrid_on_several = settings["parallel"] == "hsdp" and parts < settings["workers_per_trial"]
     assert found.basis == alike.basis + said * hybrid_on_several
 

@@ -35,7 +35,7 @@ def test_exploratory_and_delta_and_published(make_finished_study: Run) -> None:
         + "{shapes/hal: 3}}]\n"
     )
     text = note_text(make_finished_study(more))
-    assert "corrected by Benjamini–Hochberg's method over the arms, as the study is" in text
+    assert "corrected by Benjamini–Hochberg's method over the arms, because the study is" in text
     assert "δ, the smallest difference that matters: 1.50 for shapes/chair_i." in text
     assert (
         "Published figures are shown next to the study's own and are not used in any computation."
