@@ -38,7 +38,7 @@ HERE = Path(__file__).parent
 #: Jobs of the first run; on Ray, the first three share a slot.
 ALONE = ["steps", "steps", "boom", "steps", "no_room", "disk_full", "storage_away",
          "answers", "steps"]  # fmt: skip
-EVERY = [*ALONE, "interrupt_scoring", "killed", "silent", "hangs"]
+EVERY = [*ALONE, "dies_scoring", "killed", "silent", "hangs"]
 #: On Ray each job that fails ends its slot, and the next one begins with some 6 CPU s of imports:
 #: of what a job raises, two are told apart in the gate.
 ON_RAY = [name for name in EVERY if name not in ("disk_full", "storage_away")]
@@ -113,7 +113,7 @@ def opened_backend(
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         if kind == "fake":
             lost = {name: [cause] for name, cause in CAUSES.items()}
-            steps = {"answers", "interrupt_scoring"}
+            steps = {"answers", "dies_scoring"}
             fake = FakeExecutor(lost=lost, stop=stop, answers=steps)  # type: ignore[arg-type]
             backend = Backend(executor=fake, stop=stop, names=EVERY, folder=folder)
         elif kind == "inline":
