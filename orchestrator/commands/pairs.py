@@ -93,7 +93,7 @@ def pairs(
 ) -> None:
     """Sample answers of MODEL, rank them, and write best against worst as preference pairs.
 
-    MODEL is a Hugging Face or PEFT folder or a hub name. The folder can be used as `data.source`.
+    MODEL is a Hugging Face or PEFT folder or a hub name. Use the --out folder as `data.source`.
     """
     from rich.console import Console
 

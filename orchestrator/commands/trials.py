@@ -81,7 +81,7 @@ def diff(
 @click.argument("trial", type=TextType())
 @click.argument("folder", metavar="DIR", type=PathType("folder"))
 @click.option("--merge", is_flag=True, help="Merge an adapter into its base model's weights.")
-@make_workdir_option("Whose trial.")
+@make_workdir_option("Work directory of the trial.")
 def export(trial: str, folder: Path, merge: bool, workdir: Path) -> None:
     """Write a trained model to DIR, ready for serving.
 
@@ -145,7 +145,7 @@ def rm(what: str, workdir: Path, tracking_uri: str | None, yes: bool, as_json: b
     click.echo(f"removed; {runs} runs are in MLflow's trash, which `mlflow gc` empties")
     if removal.study is None and removal.studies:
         click.echo(
-            f"study {removal.studies[0]} no longer has it: `chip-ablate run` trains it again, and "
+            f"study {removal.studies[0]} no longer has it: `chip-ablate run` runs it again, and "
             "`chip-ablate report` writes the report without it"
         )
     return 0

@@ -50,8 +50,8 @@ def cost_lines(cost: CostEstimate) -> Iterator[RenderableType]:
     if not cost.rates.sources:
         gpu = "" if cost.device is not None else ", or name a GPU with --device"
         yield Text(
-            "its cost is unknown: measure it here with --calibrate, or give rates with --rate "
-            f"and --rates{gpu}"
+            "the study's cost is unknown: measure it here with --calibrate, or give rates with "
+            f"--rate and --rates{gpu}"
         )
     else:
         if cost.fastest is None:
@@ -82,7 +82,7 @@ def cost_lines(cost: CostEstimate) -> Iterator[RenderableType]:
     unknown = [label for label in kept if sizes[label] is None]
     if parts:
         line = f"disk: {', '.join(parts)}; {format_bytes(disk.free)} are free"
-        line += f"; not known: {', '.join(unknown)}" if unknown else ""
+        line += f"; unknown: {', '.join(unknown)}" if unknown else ""
         yield Text(line, style="bold red" if disk.known_bytes > disk.free else "")
     if cost.power is not None:
         yield from power_lines(cost.power, len(cost.plan.study.seeds))
@@ -153,11 +153,12 @@ def _fit_lines(fit: MemoryFit) -> Iterator[Text]:
                  if size > 2**30 / 100]  # fmt: skip
         yield Text(f"  GiB: {', '.join(shown)}; {fit.basis}" if shown else f"  {fit.basis}")
     for change in fit.changes:
-        effect = "a different training, with its own figures"
-        yield Text(
-            f"  fits with {change.option_text}: about {format_gib(change.bytes)} "
-            f"(changes {effect if change.changes_figures else 'rounding alone'})"
+        effect = (
+            "a different training, with its own figures"
+            if change.changes_figures
+            else "changes only rounding"
         )
+        yield Text(f"  fits with {change.option_text}: about {format_gib(change.bytes)} ({effect})")
 
 
 def _range_lines(cost_estimate: CostEstimate) -> Iterator[RenderableType]:

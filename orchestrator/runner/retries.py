@@ -19,7 +19,7 @@ def next_retry(failure: JobFailed, *, lost_count: int) -> Job | None:
         lost_count: how often this trial was retried in this run after being lost.
 
     Returns:
-        the job of the next attempt, without its `id`, its `folder` and what it resumes from.
+        the job of the next attempt; its `id`, its `folder` and what it resumes from are to be set.
     """
     job, engine = failure.job, failure.job.config.engine
     if failure.cause == "memory" and job.is_training and engine.micro_batch > 1:

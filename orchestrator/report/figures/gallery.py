@@ -122,28 +122,31 @@ def _make_cell(
         return GalleryCell(row=image.id, title=title, image=None, note="from the data")
     if strategy == "inpaint" and not settings.get("inpaint", {}).get("path"):
         return GalleryCell(row=image.id, title=title, image=None, note="needs a pipeline")
-    maker = RejectedImageMaker(RejectedImageConfig.model_validate(settings), seed=seed)
-    return make_preview_cell(maker, image, title, others)
+    config = RejectedImageConfig.model_validate(settings)
+    return make_preview_cell(config, image, title, others, seed=seed)
 
 
 def make_preview_cell(
-    maker: RejectedImageMaker,
+    config: RejectedImageConfig,
     image: ImageSample,
     title: str,
     others: Sequence[ImageSample],
+    *,
+    seed: int = 0,
     given: Image.Image | None = None,
 ) -> GalleryCell:
     """Return what a strategy makes of an image, or why it makes nothing.
 
     Args:
-        maker: the strategy with its settings.
+        config: the strategy with its settings.
         image: the true image.
         title: title of the cell.
         others: images that it may be exchanged for.
+        seed: seed of the corruption.
         given: the rejected image of the data, if there is one.
     """
     try:
-        preview = maker.preview(image, others=others, given=given)
+        preview = RejectedImageMaker(config, seed=seed).preview(image, others=others, given=given)
     except TrialError as error:
         return GalleryCell(row=image.id, title=title, image=None, note=str(error))
     return GalleryCell(

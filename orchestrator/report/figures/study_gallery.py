@@ -15,7 +15,6 @@ from PIL import Image
 
 from chip_core.config.trial import RejectedImageConfig, TrialConfig
 from chip_core.data.preferences import load_first_pairs
-from chip_core.data.rejected_images import RejectedImageMaker
 from chip_core.utils.errors import TrialError
 from orchestrator.plan.plan import Plan
 from orchestrator.report.figures.gallery import GalleryCell, draw_rows, make_preview_cell
@@ -60,8 +59,7 @@ def draw_rejected_images(plan: Plan, folder: Path) -> Path:
     for pair in pairs:
         cells = [GalleryCell(row=pair.id, title="image", image=pair.image, note=None)]
         for title, settings in _settings_by_title(configs.values()).items():
-            maker = RejectedImageMaker(settings)
-            cells.append(make_preview_cell(maker, pair, title, pairs, pair.rejected_image))
+            cells.append(make_preview_cell(settings, pair, title, pairs, given=pair.rejected_image))
         rows += [
             cells[start : start + COLUMN_COUNT] for start in range(0, len(cells), COLUMN_COUNT)
         ]

@@ -74,10 +74,7 @@ def _read_curve(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, dict[i
             "training curve is drawn from the intact part"
         )
     # The first steps of a resumed training are in an earlier attempt.
-    attempts = sorted(
-        model_folder.parent.glob("attempt-*"),
-        key=lambda folder: int(digits) if (digits := folder.name[8:]).isdigit() else 0,
-    )
+    attempts = sorted(model_folder.parent.glob("attempt-*"), key=_attempt_number)
     for folder in attempts[: attempts.index(model_folder) + 1] if model_folder in attempts else []:
         for point in read_records(folder / CURVES):
             for name, steps in curves.items():

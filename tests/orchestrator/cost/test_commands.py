@@ -64,7 +64,7 @@ def test_without_rates_it_is_not_known(
 ) -> None:
     code, out, _ = run_on_study("plan")
     assert code == 0
-    assert "its cost is unknown" in " ".join(out.split())
+    assert "the study's cost is unknown" in " ".join(out.split())
     cost = json.loads(run_on_study("plan", "--json")[1])["cost"]
     assert cost["cpu_hours"] is None
     assert not cost["known"]

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from chip_core.config.trial import DataConfig, RejectedImageConfig
 from chip_core.data.preferences import load_first_pairs
-from chip_core.data.rejected_images import RejectedImageMaker
 from chip_core.data.rejected_images.conformance import sample_image
 from orchestrator.plan.plan import Plan
 from orchestrator.report.figures import study_gallery
@@ -158,8 +157,8 @@ def test_it_shows_the_studys_own_images(plan_of: PlanOf, tmp_path: Path) -> None
 
 def test_what_a_strategy_lacks_is_on_its_picture(tmp_path: Path) -> None:
     pair = load_first_pairs(DataConfig(source=str(write_pairs(tmp_path))), 1)[0]
-    maker = RejectedImageMaker(RejectedImageConfig(strategy="given"))
-    cell = make_preview_cell(maker, pair, "given", [pair], pair.rejected_image)
+    config = RejectedImageConfig(strategy="given")
+    cell = make_preview_cell(config, pair, "given", [pair], given=pair.rejected_image)
     assert cell.image is None
     assert "has no rejected image of its own" in str(cell.note)
 
