@@ -68,7 +68,7 @@ from chip_core.evaluation.benchmarks.yes_or_no import items as items
             None,
             '''"""One question, without a picture."""
 
-from chip_core.evaluation.scorer import Scored
+from chip_core.evaluation.scorer import ScoreResult
 from chip_core.evaluation.task import BENCHMARKS, Benchmark, Item
 
 
@@ -84,7 +84,7 @@ class YesOrNo(Benchmark):
 
     def score(self, answers, *, data, protocol, resources):
         """Score nothing."""
-        return Scored(metrics=(), n=len(answers), missing=0)
+        return ScoreResult(metrics=(), n=len(answers), missing=0)
 
 
 BENCHMARKS.register("yes_or_no")(YesOrNo())

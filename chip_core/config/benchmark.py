@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, JsonValue, field_validator, model_validator
 
-from chip_core.config.fields import Section, Shorthand, engine, figure
+from chip_core.config.fields import Section, Shorthand, hashed, unhashed
 
 #: Keys of a request that users cannot set, and why.
 _RESERVED_KEYS = {
@@ -60,8 +60,8 @@ Address = Annotated[str, AfterValidator(_validate_address)]
 class BudgetConfig(Section):
     """The limits of a judge's cost, over all trials and studies of a work directory."""
 
-    calls: int | None = engine(None, ge=1, doc="maximum number of paid calls; null: no limit")
-    tokens: int | None = engine(
+    calls: int | None = unhashed(None, ge=1, doc="maximum number of paid calls; null: no limit")
+    tokens: int | None = unhashed(
         None, ge=1, doc="maximum number of tokens, of questions and replies"
     )
 
@@ -69,22 +69,22 @@ class BudgetConfig(Section):
 class PriceConfig(Section):
     """The price of a judge's tokens, in your currency; `plan` shows the total."""
 
-    input: float = engine(ge=0, doc="price of a million tokens of questions")
-    output: float = engine(ge=0, doc="price of a million tokens of replies")
+    input: float = unhashed(ge=0, doc="price of a million tokens of questions")
+    output: float = unhashed(ge=0, doc="price of a million tokens of replies")
 
 
 class LimitsConfig(Section):
     """The rate limits of an endpoint, shared by all trials and studies of a work directory."""
 
-    requests_per_minute: float | None = engine(
+    requests_per_minute: float | None = unhashed(
         None, gt=0, doc="calls, spread evenly; null: no limit"
     )
-    tokens_per_minute: int | None = engine(
+    tokens_per_minute: int | None = unhashed(
         None,
         ge=1,
         doc="tokens of questions and replies; until a reply arrives, its maximum length is counted",
     )
-    concurrency: int | None = engine(None, ge=1, doc="calls at a time, of all trials together")
+    concurrency: int | None = unhashed(None, ge=1, doc="calls at a time, of all trials together")
 
 
 class JudgeConfig(Shorthand):
@@ -96,34 +96,34 @@ class JudgeConfig(Shorthand):
 
     shorthand = "model"
 
-    model: str = figure(min_length=1, doc="the judge's name, as the endpoint knows it")
-    temperature: float | None = figure(
+    model: str = hashed(min_length=1, doc="the judge's name, as the endpoint knows it")
+    temperature: float | None = hashed(
         None, ge=0, doc="temperature, instead of that of the benchmark's own script"
     )
-    max_tokens: int | None = figure(None, ge=1, doc="longest reply, instead of the script's own")
-    send: Mapping[str, JsonValue] = figure(
+    max_tokens: int | None = hashed(None, ge=1, doc="longest reply, instead of the script's own")
+    send: Mapping[str, JsonValue] = hashed(
         {},
         doc="further keys of a request and their values, instead of those above; null: do not "
         "send the key (max_tokens: null, max_completion_tokens: 512)",
     )
-    base_url: Address | None = engine(None, doc="the endpoint, ending in /v1; null: OpenAI's")
-    api_key_env: str | None = engine(
+    base_url: Address | None = unhashed(None, doc="the endpoint, ending in /v1; null: OpenAI's")
+    api_key_env: str | None = unhashed(
         "OPENAI_API_KEY",
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         doc="the environment variable that holds the key, where trials run; null: no key",
     )
-    mode: Literal["live", "batch"] = engine(
+    mode: Literal["live", "batch"] = unhashed(
         "live",
         doc="'live': one call per answer; 'batch': files of calls with the endpoint's batch API, "
         "which takes up to a day and costs less",
     )
-    poll: float = engine(30.0, gt=0, doc="seconds between two checks of a batch")
-    timeout: float = engine(60.0, gt=0, doc="seconds that one call may take")
-    concurrency: int = engine(8, ge=1, doc="calls at a time, of one trial")
-    retries: int = engine(5, ge=0, doc="retries of a failed call, with growing pauses")
-    budget: BudgetConfig = engine(BudgetConfig, doc="limits of its cost")
-    price: PriceConfig | None = engine(None, doc="price of its tokens; null: unknown")
-    limits: LimitsConfig = engine(
+    poll: float = unhashed(30.0, gt=0, doc="seconds between two checks of a batch")
+    timeout: float = unhashed(60.0, gt=0, doc="seconds that one call may take")
+    concurrency: int = unhashed(8, ge=1, doc="calls at a time, of one trial")
+    retries: int = unhashed(5, ge=0, doc="retries of a failed call, with growing pauses")
+    budget: BudgetConfig = unhashed(BudgetConfig, doc="limits of its cost")
+    price: PriceConfig | None = unhashed(None, doc="price of its tokens; null: unknown")
+    limits: LimitsConfig = unhashed(
         LimitsConfig, doc="rate limits of the endpoint, for all trials together"
     )
 
@@ -163,25 +163,25 @@ class BenchmarkConfig(Shorthand):
 
     shorthand = "name"
 
-    name: str = figure(min_length=1, doc="the benchmark's name, or module:attr of your own")
-    protocol: Literal["official", "corrected", "chip"] = figure(
+    name: str = hashed(min_length=1, doc="the benchmark's name, or module:attr of your own")
+    protocol: Literal["official", "corrected", "chip"] = hashed(
         "official",
         doc="'official': like the benchmark's own script, quirks included; 'corrected': the "
         "measure as described; 'chip': decoding and parsing as in the paper",
     )
-    limit: int | None = figure(None, ge=1, doc="a seeded subset of N questions; null: all")
-    max_new_tokens: int | None = figure(
+    limit: int | None = hashed(None, ge=1, doc="a seeded subset of N questions; null: all")
+    max_new_tokens: int | None = hashed(
         None, ge=1, doc="longest answer, instead of the benchmark's own"
     )
-    num_beams: int | None = figure(
+    num_beams: int | None = hashed(
         None, ge=1, doc="beams of the decoding; 1 is greedy; null: 3 under 'chip', else 1"
     )
-    half: Literal["select", "report"] | None = figure(
+    half: Literal["select", "report"] | None = hashed(
         None,
         doc="for a benchmark without its own split: the half to tune on, or the other one",
     )
-    half_seed: int = figure(0, ge=0, doc="seed of the draw that halves it")
-    judge: JudgeConfig | None = figure(
+    half_seed: int = hashed(0, ge=0, doc="seed of the draw that halves it")
+    judge: JudgeConfig | None = hashed(
         None, doc="who judges the answers, if the benchmark needs a judge"
     )
 
@@ -197,9 +197,9 @@ class BenchmarkConfig(Shorthand):
 class BenchmarksConfig(Section):
     """`select` is for tuning, `report` for the reported figures."""
 
-    select: tuple[BenchmarkConfig, ...] = figure((), doc="may choose hyper-parameters")
-    report: tuple[BenchmarkConfig, ...] = figure((), doc="only for the table")
-    primary: str | None = engine(
+    select: tuple[BenchmarkConfig, ...] = hashed((), doc="may choose hyper-parameters")
+    report: tuple[BenchmarkConfig, ...] = hashed((), doc="only for the table")
+    primary: str | None = unhashed(
         None,
         doc="the primary metric of a study that sets neither `benchmarks` nor `primary`",
     )
@@ -296,12 +296,12 @@ _DISTRIBUTED_BACKENDS = ("mp", "ray", "uni")
 class ParityConfig(Section):
     """How an engine's answers are compared with transformers' before any figure counts."""
 
-    items: int = figure(
+    items: int = hashed(
         64,
         ge=1,
         doc="questions of each benchmark that transformers answers, too; drawn with a seed",
     )
-    share: float = figure(
+    share: float = hashed(
         0.95, gt=0, le=1, doc="minimum share of them with exactly the same answer"
     )
 
@@ -311,52 +311,54 @@ class GeneratorConfig(Shorthand):
 
     shorthand = "kind"
 
-    kind: Literal["transformers", "vllm", "openai"] = figure(
+    kind: Literal["transformers", "vllm", "openai"] = hashed(
         "transformers",
         doc="'transformers': in the trial's own process; 'vllm': a vLLM server that the trial "
         "starts and stops; 'openai': an OpenAI-compatible server of your own",
     )
-    server: Literal["vllm", "transformers", "other"] = figure(
+    server: Literal["vllm", "transformers", "other"] = hashed(
         "other",
         doc="for 'openai': the kind of server, which gets the extra keys that make it answer "
         "like transformers; 'other' gets none",
     )
-    version: str | None = figure(
+    version: str | None = hashed(
         None,
         min_length=1,
         doc="for 'openai': the server's version, because other versions answer differently",
     )
-    base_url: Address | None = engine(None, doc="for 'openai': the server's address, ending in /v1")
-    model: str | None = engine(
+    base_url: Address | None = unhashed(
+        None, doc="for 'openai': the server's address, ending in /v1"
+    )
+    model: str | None = unhashed(
         None,
         min_length=1,
         doc="for 'openai': the untrained model's name there; null: its folder or hub name",
     )
-    weights: Literal["path", "load_lora_adapter", "served"] | None = engine(
+    weights: Literal["path", "load_lora_adapter", "served"] | None = unhashed(
         None,
         doc="for 'openai': how an arm's weights reach the server; 'path': it reads the folder "
         "that a request names as its model; 'load_lora_adapter': vLLM's endpoint of that "
         "name loads them; 'served': you serve them under the name that the trial prints; "
         "null: the server's default",
     )
-    api_key_env: str | None = engine(
+    api_key_env: str | None = unhashed(
         None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         doc="for 'openai': the environment variable that holds the key, where trials run; "
         "null: no key",
     )
-    options: Mapping[str, JsonValue] = figure(
+    options: Mapping[str, JsonValue] = hashed(
         {},
         doc="for 'vllm': further options of `vllm serve`, without dashes (max_model_len: 4096)",
     )
-    serves: Literal["trial", "study"] = engine(
+    serves: Literal["trial", "study"] = unhashed(
         "trial",
         doc="for 'vllm': what a server serves; 'trial': each trial starts one on its own GPUs; "
         "'study': one server for all arms, on its own GPUs, holds all their adapters",
     )
-    timeout: float = engine(600.0, gt=0, doc="seconds that one answer, or loading, may take")
-    concurrency: int = engine(32, ge=1, doc="questions sent to the server at a time")
-    retries: int = engine(5, ge=0, doc="retries of a failed call, with growing pauses")
+    timeout: float = unhashed(600.0, gt=0, doc="seconds that one answer, or loading, may take")
+    concurrency: int = unhashed(32, ge=1, doc="questions sent to the server at a time")
+    retries: int = unhashed(5, ge=0, doc="retries of a failed call, with growing pauses")
 
     @field_validator("options")
     @classmethod
@@ -412,8 +414,8 @@ class GeneratorConfig(Shorthand):
 class EvaluationConfig(Section):
     """How benchmarks' questions are answered."""
 
-    generator: GeneratorConfig = figure(GeneratorConfig, doc="which engine answers")
-    parity: ParityConfig = figure(
+    generator: GeneratorConfig = hashed(GeneratorConfig, doc="which engine answers")
+    parity: ParityConfig = hashed(
         ParityConfig, doc="how an engine other than transformers is checked, arm by arm"
     )
 

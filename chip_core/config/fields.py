@@ -1,6 +1,6 @@
 """Declare for each configuration field whether it belongs to a trial's fingerprint.
 
-Every field of the configuration tree is created by `figure` or `engine`; a test fails for any
+Every field of the configuration tree is created by `hashed` or `unhashed`; a test fails for any
 other, so that no field can change figures without changing the fingerprint.
 """
 
@@ -82,14 +82,18 @@ class Shorthand(Section):
         return {"anyOf": [string_schema, section]}
 
 
-def figure(default: Any = ..., *, doc: str, **limits: Any) -> Any:
+def hashed(default: Any = ..., *, doc: str, **limits: Any) -> Any:
     """Declare a field that can change a trial's figures: part of the fingerprint."""
     return _make_field(default, doc, "in", limits)
 
 
-def engine(default: Any = ..., *, doc: str, **limits: Any) -> Any:
+def unhashed(default: Any = ..., *, doc: str, **limits: Any) -> Any:
     """Declare a field that changes how the work is done, not its result: not in the fingerprint."""
     return _make_field(default, doc, "out", limits)
+
+
+#: Former name, for plug-ins: their source, which imports it, is part of fingerprints.
+figure = hashed
 
 
 def _make_field(default: Any, doc: str, fingerprint: str, limits: dict[str, Any]) -> Any:

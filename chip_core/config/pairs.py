@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationInfo, field_validator, model_validator
 
 from chip_core.config.benchmark import JudgeConfig
-from chip_core.config.fields import Section, figure
+from chip_core.config.fields import Section, hashed
 from chip_core.utils import registry
 from chip_core.utils.registry import suggest
 
@@ -16,30 +16,30 @@ RANKERS = ("chair", "judge")
 class PairsConfig(Section):
     """Preference pairs of answers that the model itself gives to the data's prompts."""
 
-    rounds: int = figure(
+    rounds: int = hashed(
         0,
         ge=0,
         doc="number of rounds in which the model is sampled and trained on its pairs; 0: it is "
         "trained on the data's own pairs",
     )
-    prompts: int | None = figure(
+    prompts: int | None = hashed(
         None, ge=1, doc="prompts per round, taken in turn from a seeded order; null: all"
     )
-    answers: int = figure(8, ge=2, doc="answers sampled to each prompt")
-    temperature: float = figure(1.0, gt=0, doc="temperature: what logits are divided by")
-    top_p: float = figure(
+    answers: int = hashed(8, ge=2, doc="answers sampled to each prompt")
+    temperature: float = hashed(1.0, gt=0, doc="temperature: what logits are divided by")
+    top_p: float = hashed(
         1.0, gt=0, le=1, doc="top-p: probability mass of the tokens that may be drawn"
     )
-    max_new_tokens: int = figure(256, ge=1, doc="longest answer")
-    ranker: str = figure(
+    max_new_tokens: int = hashed(256, ge=1, doc="longest answer")
+    ranker: str = hashed(
         "chair",
         doc="what ranks the answers: 'chair' (fewest hallucinated objects), 'judge', or "
         "module:function of your own",
     )
-    margin: float = figure(
+    margin: float = hashed(
         0.0, ge=0, doc="minimum difference between best and worst; equal ones are never a pair"
     )
-    judge: JudgeConfig | None = figure(None, doc="the judge of ranker 'judge'; it sees the image")
+    judge: JudgeConfig | None = hashed(None, doc="the judge of ranker 'judge'; it sees the image")
 
     @field_validator("ranker")
     @classmethod

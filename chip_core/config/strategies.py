@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from chip_core.config.fields import Section, figure
+from chip_core.config.fields import Section, hashed
 
 
 class NoParameters(Section):
@@ -20,8 +20,8 @@ class NoParameters(Section):
 class DiffusionParameters(Section):
     """Forward diffusion noise on the normalised pixel values."""
 
-    timestep: int = figure(500, ge=0, le=999, doc="T, of 1000 steps")
-    schedule: Literal["sigmoid", "linear", "scaled_linear", "cosine"] = figure(
+    timestep: int = hashed(500, ge=0, le=999, doc="T, of 1000 steps")
+    schedule: Literal["sigmoid", "linear", "scaled_linear", "cosine"] = hashed(
         "sigmoid", doc="schedule of the noise's variance; 'sigmoid' is the released one"
     )
 
@@ -29,9 +29,9 @@ class DiffusionParameters(Section):
 class CropParameters(Section):
     """A window of the image, drawn at random and scaled to the image's size."""
 
-    width: int = figure(320, ge=1, doc="of the window, in pixels")
-    height: int = figure(240, ge=1, doc="of the window, in pixels")
-    share: float | None = figure(
+    width: int = hashed(320, ge=1, doc="of the window, in pixels")
+    height: int = hashed(240, ge=1, doc="of the window, in pixels")
+    share: float | None = hashed(
         None, gt=0, lt=1, doc="share of the image's area, instead of width and height"
     )
 
@@ -52,47 +52,47 @@ class _RangeParameters(Section):
 class RotateParameters(_RangeParameters):
     """A turn to the left by a random angle; new corners are black."""
 
-    low: float = figure(10.0, ge=0, le=360, doc="smallest angle, in degrees")
-    high: float = figure(80.0, ge=0, le=360, doc="largest angle, in degrees")
+    low: float = hashed(10.0, ge=0, le=360, doc="smallest angle, in degrees")
+    high: float = hashed(80.0, ge=0, le=360, doc="largest angle, in degrees")
 
 
 class LightingParameters(_RangeParameters):
     """All values times a random gain below 1, or by its inverse with even odds."""
 
-    low: float = figure(0.15, gt=0, lt=1, doc="smallest gain")
-    high: float = figure(0.4, gt=0, lt=1, doc="largest gain")
+    low: float = hashed(0.15, gt=0, lt=1, doc="smallest gain")
+    high: float = hashed(0.4, gt=0, lt=1, doc="largest gain")
 
 
 class OcclusionParameters(Section):
     """Boxes of one colour over the image's content."""
 
-    boxes: int = figure(3, ge=1, le=64, doc="how many")
-    share: float = figure(0.4, gt=0, le=1, doc="of the image's area, all boxes together at most")
-    fill: Literal["mean", "black"] = figure("mean", doc="colour of the boxes: the processor's mean")
+    boxes: int = hashed(3, ge=1, le=64, doc="how many")
+    share: float = hashed(0.4, gt=0, le=1, doc="of the image's area, all boxes together at most")
+    fill: Literal["mean", "black"] = hashed("mean", doc="colour of the boxes: the processor's mean")
 
 
 class BlurParameters(Section):
     """Gaussian blur."""
 
-    radius: float = figure(0.06, gt=0, le=1, doc="sigma as a share of the shorter side")
+    radius: float = hashed(0.06, gt=0, le=1, doc="sigma as a share of the shorter side")
 
 
 class MixupParameters(Section):
     """The image mixed with another training image."""
 
-    weight: float = figure(0.5, gt=0, lt=1, doc="weight of the other image")
+    weight: float = hashed(0.5, gt=0, lt=1, doc="weight of the other image")
 
 
 class InpaintParameters(Section):
     """Boxes over the image's content, filled by a diffusers inpainting pipeline."""
 
-    path: str | None = figure(None, doc="a folder with a diffusers inpainting pipeline")
-    prompt: str = figure("background", doc="prompt for filling the boxes")
-    boxes: int = figure(2, ge=1, le=64, doc="how many")
-    share: float = figure(0.4, gt=0, le=1, doc="of the image's area, all boxes together at most")
-    steps: int = figure(20, ge=1, le=1000, doc="of denoising")
-    guidance: float = figure(7.5, ge=0, doc="scale of classifier-free guidance")
-    side: int = figure(512, ge=64, le=2048, doc="longest side while painting, in pixels")
+    path: str | None = hashed(None, doc="a folder with a diffusers inpainting pipeline")
+    prompt: str = hashed("background", doc="prompt for filling the boxes")
+    boxes: int = hashed(2, ge=1, le=64, doc="how many")
+    share: float = hashed(0.4, gt=0, le=1, doc="of the image's area, all boxes together at most")
+    steps: int = hashed(20, ge=1, le=1000, doc="of denoising")
+    guidance: float = hashed(7.5, ge=0, doc="scale of classifier-free guidance")
+    side: int = hashed(512, ge=64, le=2048, doc="longest side while painting, in pixels")
 
 
 #: Every strategy by name, with its settings.

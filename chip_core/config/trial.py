@@ -1,6 +1,6 @@
 """TrialConfig: the complete configuration of a trial, as one frozen, typed tree.
 
-A recipe is such a tree in YAML. Each field declares by `figure` or `engine` whether it can change
+A recipe is such a tree in YAML. Each field declares by `hashed` or `unhashed` whether it can change
 the trial's figures (chip_core/config/fields.py).
 """
 
@@ -25,7 +25,7 @@ from chip_core.config.benchmark import BenchmarksConfig as BenchmarksConfig
 from chip_core.config.benchmark import EvaluationConfig as EvaluationConfig
 from chip_core.config.benchmark import GeneratorConfig
 from chip_core.config.benchmark import JudgeConfig as JudgeConfig
-from chip_core.config.fields import Section, Shorthand, engine, figure
+from chip_core.config.fields import Section, Shorthand, hashed, unhashed
 from chip_core.config.pairs import PairsConfig
 from chip_core.config.strategies import (
     STRATEGIES,
@@ -59,17 +59,17 @@ class ModelConfig(Shorthand):
 
     shorthand = "path"
 
-    path: str = figure(doc="'shapes' (the embedded tiny LLaVA), a folder, or a hub name")
-    revision: str | None = figure(None, doc="a hub revision")
-    dtype: Literal["fp32", "bf16"] = figure(
+    path: str = hashed(doc="'shapes' (the embedded tiny LLaVA), a folder, or a hub name")
+    revision: str | None = hashed(None, doc="a hub revision")
+    dtype: Literal["fp32", "bf16"] = hashed(
         "fp32", doc="dtype of the model's weights and computation"
     )
-    quantize: Literal["none", "nf4"] = figure(
+    quantize: Literal["none", "nf4"] = hashed(
         "none",
         doc="'nf4': 4-bit linear layers in the language model, under its adapters (QLoRA); needs "
         "bitsandbytes",
     )
-    trust_remote_code: bool = figure(
+    trust_remote_code: bool = hashed(
         False,
         doc="true: run the code in the model's folder, with all your rights; a hub name needs a "
         "commit as `revision`",
@@ -79,29 +79,29 @@ class ModelConfig(Shorthand):
 class DataConfig(Section):
     """The preference pairs."""
 
-    source: str = figure(
+    source: str = hashed(
         "shapes",
         min_length=1,
         doc="'shapes' (the embedded world), a file, folder or glob of parquet or JSON lines, or "
         "a hub name; the fingerprint contains its content",
     )
-    split: str | None = figure(
+    split: str | None = hashed(
         None, doc="split of a folder or a hub name; null: all files, or 'train'"
     )
-    revision: str | None = figure(None, doc="a hub revision")
-    format: Literal["auto", "rlhf-v", "rlaif-v", "trl", "jsonl"] = figure(
+    revision: str | None = hashed(None, doc="a hub revision")
+    format: Literal["auto", "rlhf-v", "rlaif-v", "trl", "jsonl"] = hashed(
         "auto", doc="format of the rows; 'auto': detected from the columns"
     )
-    limit: int | None = figure(None, ge=1, doc="only the first N rows")
-    image_root: str | None = engine(
+    limit: int | None = hashed(None, ge=1, doc="only the first N rows")
+    image_root: str | None = unhashed(
         None, doc="folder that image paths are relative to; null: the data file's own"
     )
-    transparency: Transparency = figure(
+    transparency: Transparency = hashed(
         "white",
         doc="transparent parts of an image: 'white': shown on white; 'drop': with their stored "
         "colours",
     )
-    on_bad_row: Literal["fail", "skip"] = figure(
+    on_bad_row: Literal["fail", "skip"] = hashed(
         "fail",
         doc="what to do about bad rows: 'fail': list them before the first step; 'skip': "
         "leave them out and count them",
@@ -141,20 +141,20 @@ class RejectedImageConfig(Shorthand):
 
     shorthand = "strategy"
 
-    strategy: Strategy = figure("diffusion", doc="a strategy's name, or module:attr of your own")
-    diffusion: DiffusionParameters = figure(DiffusionParameters, doc="settings of 'diffusion'")
-    crop: CropParameters = figure(CropParameters, doc="settings of 'crop'")
-    rotate: RotateParameters = figure(RotateParameters, doc="settings of 'rotate'")
-    lighting: LightingParameters = figure(LightingParameters, doc="settings of 'lighting'")
-    occlusion: OcclusionParameters = figure(OcclusionParameters, doc="settings of 'occlusion'")
-    blur: BlurParameters = figure(BlurParameters, doc="settings of 'blur'")
-    mixup: MixupParameters = figure(MixupParameters, doc="settings of 'mixup'")
-    inpaint: InpaintParameters = figure(InpaintParameters, doc="settings of 'inpaint'")
-    parameters: Mapping[str, Any] = figure({}, doc="settings of a strategy of your own")
-    redraw: Literal["once", "each_epoch"] = figure(
+    strategy: Strategy = hashed("diffusion", doc="a strategy's name, or module:attr of your own")
+    diffusion: DiffusionParameters = hashed(DiffusionParameters, doc="settings of 'diffusion'")
+    crop: CropParameters = hashed(CropParameters, doc="settings of 'crop'")
+    rotate: RotateParameters = hashed(RotateParameters, doc="settings of 'rotate'")
+    lighting: LightingParameters = hashed(LightingParameters, doc="settings of 'lighting'")
+    occlusion: OcclusionParameters = hashed(OcclusionParameters, doc="settings of 'occlusion'")
+    blur: BlurParameters = hashed(BlurParameters, doc="settings of 'blur'")
+    mixup: MixupParameters = hashed(MixupParameters, doc="settings of 'mixup'")
+    inpaint: InpaintParameters = hashed(InpaintParameters, doc="settings of 'inpaint'")
+    parameters: Mapping[str, Any] = hashed({}, doc="settings of a strategy of your own")
+    redraw: Literal["once", "each_epoch"] = hashed(
         "once", doc="'once': the same draw in every epoch; 'each_epoch': a new draw in each epoch"
     )
-    corruption_seed: Literal["shared", "per_trial"] = figure(
+    corruption_seed: Literal["shared", "per_trial"] = hashed(
         "shared",
         doc="'shared': the same draws for every seed; 'per_trial': drawn with the trial's seed",
     )
@@ -205,18 +205,18 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class OptimizerConfig(Section):
     """AdamW, its schedule, clipping."""
 
-    lr: float = figure(5e-7, gt=0, doc="peak learning rate")
-    betas: tuple[Decay, Decay] = figure((0.9, 0.999), doc="AdamW's betas")
-    eps: float = figure(1e-8, gt=0, doc="AdamW's epsilon")
-    weight_decay: float = figure(0.0, ge=0, doc="decoupled weight decay")
-    schedule: Literal["cosine", "constant"] = figure(
+    lr: float = hashed(5e-7, gt=0, doc="peak learning rate")
+    betas: tuple[Decay, Decay] = hashed((0.9, 0.999), doc="AdamW's betas")
+    eps: float = hashed(1e-8, gt=0, doc="AdamW's epsilon")
+    weight_decay: float = hashed(0.0, ge=0, doc="decoupled weight decay")
+    schedule: Literal["cosine", "constant"] = hashed(
         "cosine", doc="shape after the warm-up: a cosine to 0, or constant"
     )
-    warmup: float = figure(0.03, ge=0, lt=1, doc="fraction of the steps with a rising rate")
-    clip: float | None = figure(20.0, gt=0, doc="maximum global gradient norm; null: no clipping")
-    vision_lr: float | None = figure(None, gt=0, doc="the vision encoder's own peak rate; null: lr")
-    projector_lr: float | None = figure(None, gt=0, doc="the projector's own peak rate; null: lr")
-    states: Literal["fp32", "int8"] = figure(
+    warmup: float = hashed(0.03, ge=0, lt=1, doc="fraction of the steps with a rising rate")
+    clip: float | None = hashed(20.0, gt=0, doc="maximum global gradient norm; null: no clipping")
+    vision_lr: float | None = hashed(None, gt=0, doc="the vision encoder's own peak rate; null: lr")
+    projector_lr: float | None = hashed(None, gt=0, doc="the projector's own peak rate; null: lr")
+    states: Literal["fp32", "int8"] = hashed(
         "fp32",
         doc="precision of AdamW's two moments; 'int8': blocks of 256 with a scale each; needs "
         "torchao",
@@ -226,9 +226,9 @@ class OptimizerConfig(Section):
 class LoraConfig(Section):
     """Low-rank adapters on linear layers of parts set to 'lora'; dropout is 0, as everywhere."""
 
-    rank: int = figure(16, ge=1, doc="rank of each update")
-    alpha: float = figure(32.0, gt=0, doc="an update is scaled by alpha / rank")
-    targets: Literal["all"] | tuple[str, ...] = figure(
+    rank: int = hashed(16, ge=1, doc="rank of each update")
+    alpha: float = hashed(32.0, gt=0, doc="an update is scaled by alpha / rank")
+    targets: Literal["all"] | tuple[str, ...] = hashed(
         "all",
         doc="in the language model: 'all' linear layers of the decoder, or the last parts of "
         "their names, e.g. [q_proj, v_proj]; the vision encoder and the projector always "
@@ -251,14 +251,14 @@ class LoraConfig(Section):
 class StagedConfig(Section):
     """The vision encoder alone first, then everything that is trained."""
 
-    share: float = figure(0.3, gt=0, lt=1, doc="fraction of the steps that train only the encoder")
+    share: float = hashed(0.3, gt=0, lt=1, doc="fraction of the steps that train only the encoder")
 
 
 class ConstraintConfig(Section):
     """The condition, relative to the untrained model, that a checkpoint must meet to be picked."""
 
-    metric: str = figure(doc="a figure under `select`, such as select/shapes/cover")
-    max_drop: float = figure(
+    metric: str = hashed(doc="a figure under `select`, such as select/shapes/cover")
+    max_drop: float = hashed(
         ge=0,
         doc="how much worse than the untrained model's it may be, in percentage points for a "
         "rate, otherwise in its own unit",
@@ -270,11 +270,11 @@ class PickConfig(Shorthand):
 
     shorthand = "rule"
 
-    rule: Literal["last", "best"] = figure(
+    rule: Literal["last", "best"] = hashed(
         "last", doc="'last': the end of the training; 'best': by `metric`, within the constraint"
     )
-    metric: str | None = figure(None, doc="for 'best': a figure under `select`")
-    constraint: ConstraintConfig | None = figure(
+    metric: str | None = hashed(None, doc="for 'best': a figure under `select`")
+    constraint: ConstraintConfig | None = hashed(
         None, doc="for 'best': the condition that it must meet; null: none"
     )
 
@@ -290,35 +290,35 @@ class PickConfig(Shorthand):
 class TrainingConfig(Section):
     """The length of a training and its batches."""
 
-    epochs: int = figure(1, ge=1, doc="passes over the pairs")
-    max_steps: int | None = figure(None, ge=1, doc="stop after this many updates")
-    batch_size: int = figure(32, ge=1, doc="global batch: pairs per update")
-    max_length: int = figure(2048, ge=16, doc="longest sequence; only responses are cut")
-    label_rule: Literal["clean", "released"] = figure(
+    epochs: int = hashed(1, ge=1, doc="passes over the pairs")
+    max_steps: int | None = hashed(None, ge=1, doc="stop after this many updates")
+    batch_size: int = hashed(32, ge=1, doc="global batch: pairs per update")
+    max_length: int = hashed(2048, ge=16, doc="longest sequence; only responses are cut")
+    label_rule: Literal["clean", "released"] = hashed(
         "clean",
         doc="which tokens are scored: 'clean': those of the response; 'released': as in the "
         "model family's released training, if that differs (docs/muffin.md)",
     )
-    augment: Literal["off", "released"] = figure(
+    augment: Literal["off", "released"] = hashed(
         "off",
         doc="'released': a new random augmentation of every image in each epoch, as in Muffin's "
         "released training (docs/muffin.md)",
     )
-    master: Literal["fp32"] = figure(
+    master: Literal["fp32"] = hashed(
         "fp32",
         doc="precision of the weights that the optimizer updates: fp32, whatever model.dtype is",
     )
-    gradients: Literal["fp32", "bf16"] = figure(
+    gradients: Literal["fp32", "bf16"] = hashed(
         "fp32",
         doc="precision in which a batch's gradient is accumulated; 'bf16' takes half the memory "
         "and needs model.dtype bf16",
     )
-    score_at: tuple[float, ...] = figure(
+    score_at: tuple[float, ...] = hashed(
         (),
         doc="fractions of the steps after which the model is kept and answers `select`, such as "
         "[0.25, 0.5]; the end is always included",
     )
-    pick: PickConfig = figure(PickConfig, doc="which of those models becomes the trial's")
+    pick: PickConfig = hashed(PickConfig, doc="which of those models becomes the trial's")
 
     @field_validator("score_at")
     @classmethod
@@ -348,75 +348,75 @@ class TrainingConfig(Section):
 class EngineConfig(Section):
     """How the work is done. Nothing here changes what is computed, except for rounding."""
 
-    micro_batch: int = engine(4, ge=1, doc="pairs per forward pass; gradients are accumulated")
-    device: Literal["auto", "cpu", "cuda"] = engine("auto", doc="'auto': CUDA if there is a GPU")
-    threads: int | None = engine(None, ge=1, doc="CPU threads of a worker; null: torch's own")
-    workers_per_trial: int = engine(1, ge=1, doc="processes that share a training")
-    gpus_per_worker: float = engine(
+    micro_batch: int = unhashed(4, ge=1, doc="pairs per forward pass; gradients are accumulated")
+    device: Literal["auto", "cpu", "cuda"] = unhashed("auto", doc="'auto': CUDA if there is a GPU")
+    threads: int | None = unhashed(None, ge=1, doc="CPU threads of a worker; null: torch's own")
+    workers_per_trial: int = unhashed(1, ge=1, doc="processes that share a training")
+    gpus_per_worker: float = unhashed(
         0.0,
         ge=0,
         le=1,
         doc="GPUs per process: one, or a fraction of one if a trial has one worker",
     )
-    cpus_per_worker: int = engine(1, ge=1, doc="CPUs per process")
-    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = engine(
+    cpus_per_worker: int = unhashed(1, ge=1, doc="CPUs per process")
+    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = unhashed(
         "auto",
         doc="how several workers share a model: 'ddp': each has the whole model; 'fsdp': each "
         "has a part; 'hsdp': each has a part, and each machine has all parts; 'auto': 'fsdp' "
         "if the model does not fit one GPU, or 'hsdp' if it then fits the GPUs of each of "
         "several machines",
     )
-    bucket: bool = engine(True, doc="whether pairs of similar length are computed together")
-    loader_workers: int | None = engine(
+    bucket: bool = unhashed(True, doc="whether pairs of similar length are computed together")
+    loader_workers: int | None = unhashed(
         None, ge=0, doc="processes that read and encode pairs ahead; null: 2 with a GPU, else none"
     )
-    generation_batch: int = engine(64, ge=1, doc="items decoded together")
-    log_every: int = engine(1, ge=1, doc="steps between points of the training curves")
-    checkpoint_every: int | None = engine(
+    generation_batch: int = unhashed(64, ge=1, doc="items decoded together")
+    log_every: int = unhashed(1, ge=1, doc="steps between points of the training curves")
+    checkpoint_every: int | None = unhashed(
         None, ge=1, doc="steps between checkpoints of a training; null: none"
     )
-    fresh_process: bool = engine(
+    fresh_process: bool = unhashed(
         False,
         doc="whether each trial on Ray has its own process; otherwise a process runs one trial "
         "after another, with the same figures",
     )
-    retries: int = engine(
+    retries: int = unhashed(
         3,
         ge=0,
         doc="further attempts of a trial within a run after its worker or node was lost",
     )
-    stall_after: float | None = engine(
+    stall_after: float | None = unhashed(
         3600.0,
         gt=0,
         doc="seconds without progress after which a worker on Ray counts as hanging, and is lost; "
         "null: never",
     )
-    gradient_checkpointing: bool = engine(
+    gradient_checkpointing: bool = unhashed(
         False, doc="whether layers are recomputed in the backward pass, to save memory"
     )
-    prefix_sharing: Literal["auto", "off"] = engine(
+    prefix_sharing: Literal["auto", "off"] = unhashed(
         "auto",
         doc="'auto': chosen and rejected share one prompt's computation if that is exact; 'off': "
         "one pass per response",
     )
-    feature_cache: Literal["auto", "on", "off"] = engine(
+    feature_cache: Literal["auto", "on", "off"] = unhashed(
         "auto",
         doc="whether a frozen vision encoder's output is cached for all trials; 'auto': only for "
         "trials without a GPU",
     )
-    logits_chunk: int | None = engine(
+    logits_chunk: int | None = unhashed(
         512,
         ge=1,
         doc="response positions whose logits are in memory at the same time; null: as many as "
         "fit 1/32 of a GPU's memory, at least 512; 512 on a CPU",
     )
-    compile: Literal["off", "layers"] = engine(
+    compile: Literal["off", "layers"] = unhashed(
         "off",
         doc="'layers': the decoder's layers are compiled one by one (torch.compile), for a "
         "training of one worker",
     )
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = engine(
-        "auto", doc="kind of attention; 'auto': transformers' choice for the model"
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = (
+        unhashed("auto", doc="kind of attention; 'auto': transformers' choice for the model")
     )
 
     @field_validator("gpus_per_worker", mode="before")
@@ -452,42 +452,42 @@ class EngineConfig(Section):
 class TrialConfig(Section):
     """One trial: a model trained with one objective and one seed, and its benchmarks."""
 
-    model: ModelConfig = figure(doc="the model")
-    data: DataConfig = figure(DataConfig, doc="the preference pairs")
-    pairs: PairsConfig = figure(
+    model: ModelConfig = hashed(doc="the model")
+    data: DataConfig = hashed(DataConfig, doc="the preference pairs")
+    pairs: PairsConfig = hashed(
         PairsConfig, doc="pairs of the model's own answers, instead of the data's"
     )
-    objective: ObjectiveConfig = figure(ObjectiveConfig, doc="the training objective")
-    rejected_image: RejectedImageConfig = figure(
+    objective: ObjectiveConfig = hashed(ObjectiveConfig, doc="the training objective")
+    rejected_image: RejectedImageConfig = hashed(
         RejectedImageConfig, doc="the visual term's rejected image"
     )
-    vision_encoder: Literal["frozen", "trained", "staged", "lora"] = figure(
+    vision_encoder: Literal["frozen", "trained", "staged", "lora"] = hashed(
         "frozen",
         doc="whether the vision encoder is trained, and how; 'staged': alone first, then with "
         "all parts",
     )
-    staged: StagedConfig = figure(StagedConfig, doc="settings of vision_encoder 'staged'")
-    projector: Literal["frozen", "trained", "lora"] = figure(
+    staged: StagedConfig = hashed(StagedConfig, doc="settings of vision_encoder 'staged'")
+    projector: Literal["frozen", "trained", "lora"] = hashed(
         "trained", doc="whether the projector is trained, and how"
     )
-    language_model: Literal["frozen", "full", "lora"] = figure(
+    language_model: Literal["frozen", "full", "lora"] = hashed(
         "full", doc="whether the language model is trained, and how"
     )
-    lora: LoraConfig = figure(LoraConfig, doc="settings of the parts that are 'lora'")
-    reference_cache: Literal["fp32", "bf16", "off"] = figure(
+    lora: LoraConfig = hashed(LoraConfig, doc="settings of the parts that are 'lora'")
+    reference_cache: Literal["fp32", "bf16", "off"] = hashed(
         "fp32",
         doc="precision of the reference's hidden states, which are computed once and cached for "
         "all trials; 'off': nothing is cached, and they are fp32. With model.dtype bf16 they "
         "are bf16",
     )
-    optimizer: OptimizerConfig = figure(OptimizerConfig, doc="the optimizer")
-    training: TrainingConfig = figure(TrainingConfig, doc="length and batches of the training")
-    benchmarks: BenchmarksConfig = figure(
+    optimizer: OptimizerConfig = hashed(OptimizerConfig, doc="the optimizer")
+    training: TrainingConfig = hashed(TrainingConfig, doc="length and batches of the training")
+    benchmarks: BenchmarksConfig = hashed(
         BenchmarksConfig, doc="the benchmarks of the trained model"
     )
-    evaluation: EvaluationConfig = figure(EvaluationConfig, doc="the engine that answers")
-    seed: int = figure(0, ge=0, le=LARGEST_SEED, doc="seed of every random draw")
-    engine: EngineConfig = engine(EngineConfig, doc="how the work is done")
+    evaluation: EvaluationConfig = hashed(EvaluationConfig, doc="the engine that answers")
+    seed: int = hashed(0, ge=0, le=LARGEST_SEED, doc="seed of every random draw")
+    engine: EngineConfig = unhashed(EngineConfig, doc="how the work is done")
 
     @property
     def has_adapters(self) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from chip_core.evaluation.aggregation import compute_values
 from chip_core.evaluation.outcomes import MetricInfo, MetricOutcome
-from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, ScoreResult
 from chip_core.evaluation.task import Benchmark, Item
 from chip_core.utils.errors import TrialError, UserError, describe_error
 
@@ -67,7 +67,7 @@ class _ConformanceChecks:
     def _load_items(self) -> Sequence[Item]:
         return self._benchmark.items("report", data=self._data, protocol=self._protocol)
 
-    def _score(self, answers: Sequence[Answer]) -> Scored:
+    def _score(self, answers: Sequence[Answer]) -> ScoreResult:
         return self._benchmark.score(
             answers, data=self._data, protocol=self._protocol, resources=self._resources
         )

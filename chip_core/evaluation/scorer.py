@@ -89,7 +89,7 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class ScoreResult:
     """The figures of a set of answers."""
 
     #: value = the protocol's figure, rounded where the official script prints it rounded
@@ -104,3 +104,7 @@ class Scored:
     def values(self) -> dict[str, float | None]:
         """The figures by name; None if one is undefined."""
         return {metric.name: metric.value for metric in self.metrics}
+
+
+#: Former name, for plug-ins: their source, which imports it, is part of fingerprints.
+Scored = ScoreResult

@@ -11,7 +11,7 @@ from typing import Any
 
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.evaluation.items import find_benchmark, open_resources, select_items
-from chip_core.evaluation.scorer import Answer, Scored
+from chip_core.evaluation.scorer import Answer, ScoreResult
 from chip_core.evaluation.task import Benchmark, Item, Side, metric_name
 from chip_core.evaluation.unreadable import count_unreadable
 from chip_core.results import Answers, Evaluation, Progress
@@ -66,7 +66,7 @@ def score_answers(
                 Progress(phase=f"judge {settings.name}", done=done, total=total)
             ),
         )
-        scored: Scored = benchmark.score(
+        scored: ScoreResult = benchmark.score(
             [
                 Answer(item=item.id, response=text, fields=item.fields)
                 for item, text in zip(items, responses, strict=True)
@@ -108,7 +108,7 @@ def write_scores(
     side: Side,
     settings: BenchmarkConfig,
     benchmark: Benchmark,
-    scored: Scored,
+    scored: ScoreResult,
     metadata: dict[str, Any],
     *,
     items: int = 0,

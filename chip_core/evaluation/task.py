@@ -15,7 +15,7 @@ from chip_core.utils.registry import Registry
 if TYPE_CHECKING:
     from PIL import Image
 
-    from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
+    from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, ScoreResult
 
 #: The part of a benchmark: the one used to tune, or the one reported.
 Side = Literal["select", "report"]
@@ -104,7 +104,7 @@ class Benchmark(ABC):
         data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
-    ) -> Scored:
+    ) -> ScoreResult:
         """Return every metric of the answers, by the benchmark's files in `data`.
 
         Raises:
@@ -158,7 +158,7 @@ class ExternalBenchmark(Benchmark):
         data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
-    ) -> Scored:
+    ) -> ScoreResult:
         """Raise: the external program scores its answers itself."""
         raise NotImplementedError
 
@@ -169,7 +169,7 @@ class ExternalBenchmark(Benchmark):
     @abstractmethod
     def ask(
         self, model: Path, *, folder: Path, batch_size: int, device: str
-    ) -> tuple[Scored, Mapping[str, Any]]:
+    ) -> tuple[ScoreResult, Mapping[str, Any]]:
         """Run the program on a model; return its figures and their metadata.
 
         Raises:

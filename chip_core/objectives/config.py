@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, WithJsonSchema, model_validator
 
-from chip_core.config.fields import Section, Shorthand, figure
+from chip_core.config.fields import Section, Shorthand, hashed
 from chip_core.objectives.methods import METHODS, MethodConfig, Settings, resolve_settings
 from chip_core.objectives.parts import VIEWS, Method, Quantity, Reads, Requirements, Scope
 from chip_core.utils.registry import suggest
@@ -39,30 +39,30 @@ PRESET_BETAS = {"chairdpo": 0.2}
 class Weights(Section):
     """What multiplies each term. The weight of an inactive term is inert; 0 deactivates."""
 
-    response: float = figure(1.0, ge=0, doc="w_r, of the response term")
-    segment: float = figure(1.0, ge=0, doc="lambda, of the segment term")
-    token: float = figure(0.1, ge=0, doc="gamma, of the token term")
-    visual: float = figure(1.0, ge=0, doc="w_v, of the visual term")
+    response: float = hashed(1.0, ge=0, doc="w_r, of the response term")
+    segment: float = hashed(1.0, ge=0, doc="lambda, of the segment term")
+    token: float = hashed(0.1, ge=0, doc="gamma, of the token term")
+    visual: float = hashed(1.0, ge=0, doc="w_v, of the visual term")
 
 
 class Betas(Section):
     """A term's own temperature; null: `beta`."""
 
-    response: float | None = figure(None, gt=0, doc="of the response term")
-    segment: float | None = figure(None, gt=0, doc="of the segment term")
-    token: float | None = figure(None, gt=0, doc="of the token term")
-    visual: float | None = figure(None, gt=0, doc="of the visual term")
-    anchor: float | None = figure(None, gt=0, doc="of the anchor term")
+    response: float | None = hashed(None, gt=0, doc="of the response term")
+    segment: float | None = hashed(None, gt=0, doc="of the segment term")
+    token: float | None = hashed(None, gt=0, doc="of the token term")
+    visual: float | None = hashed(None, gt=0, doc="of the visual term")
+    anchor: float | None = hashed(None, gt=0, doc="of the anchor term")
 
 
 class SegmentConfig(Section):
     """What counts as changed, and how a segment's sum is scaled."""
 
-    normalize: Literal["none", "changed_tokens"] = figure(
+    normalize: Literal["none", "changed_tokens"] = hashed(
         "none", doc="'changed_tokens': each response's sum is divided by its changed tokens"
     )
-    insertions: bool = figure(False, doc="whether a span that only one side has counts")
-    scope: Literal["response", "sequence"] = figure(
+    insertions: bool = hashed(False, doc="whether a span that only one side has counts")
+    scope: Literal["response", "sequence"] = hashed(
         "response", doc="compare the responses, or whole sequences as the released code does"
     )
 
@@ -70,7 +70,7 @@ class SegmentConfig(Section):
 class TokenConfig(Section):
     """The token term."""
 
-    form: Literal["linear", "sigmoid"] = figure(
+    form: Literal["linear", "sigmoid"] = hashed(
         "linear", doc="β(D_l − sg D_w), or −log σ(−β(D_l − sg D_w))"
     )
 
@@ -78,8 +78,8 @@ class TokenConfig(Section):
 class AnchorConfig(Section):
     """mDPO's anchor: −log σ(β[lp_π(y_w) − lp_ref(y_w)] − delta)."""
 
-    delta: float = figure(0.0, doc="how far above 0 the chosen response's reward should be")
-    weight: float = figure(1.0, ge=0, doc="of the anchor term")
+    delta: float = hashed(0.0, doc="how far above 0 the chosen response's reward should be")
+    weight: float = hashed(1.0, ge=0, doc="of the anchor term")
 
 
 #: Presets of terms, then those of `METHODS`; a row with a colon is another form of a preset.
@@ -108,26 +108,26 @@ class ObjectiveConfig(Shorthand):
 
     shorthand = "preset"
 
-    form: Form = figure(
+    form: Form = hashed(
         "paper",
         doc="'paper': a sum of losses; 'one_sigmoid': all margins in one −log σ; 'released': the "
         "released code's arithmetic, including its mis-scaled visual reference",
     )
-    preset: PresetName = figure("chip", doc="which terms are active, by name")
-    terms: tuple[Term, ...] | None = figure(None, doc="the active terms, instead of the preset's")
-    weights: Weights = figure(Weights, doc="what multiplies each term")
-    beta: float = figure(0.1, gt=0, doc="the DPO temperature")
-    betas: Betas = figure(Betas, doc="a term's own temperature")
-    segment: SegmentConfig = figure(SegmentConfig, doc="the segment term's settings")
-    token: TokenConfig = figure(TokenConfig, doc="the token term's settings")
-    anchor: AnchorConfig = figure(AnchorConfig, doc="the anchor term's settings")
-    custom: dict[str, float] = figure(
+    preset: PresetName = hashed("chip", doc="which terms are active, by name")
+    terms: tuple[Term, ...] | None = hashed(None, doc="the active terms, instead of the preset's")
+    weights: Weights = hashed(Weights, doc="what multiplies each term")
+    beta: float = hashed(0.1, gt=0, doc="the DPO temperature")
+    betas: Betas = hashed(Betas, doc="a term's own temperature")
+    segment: SegmentConfig = hashed(SegmentConfig, doc="the segment term's settings")
+    token: TokenConfig = hashed(TokenConfig, doc="the token term's settings")
+    anchor: AnchorConfig = hashed(AnchorConfig, doc="the anchor term's settings")
+    custom: dict[str, float] = hashed(
         dict, doc="terms of your own, `module:attr` -> weight, added to form 'paper'"
     )
-    average_logps: bool = figure(
+    average_logps: bool = hashed(
         False, doc="divide each sum of log-probabilities by its (weighted) token count"
     )
-    method: MethodConfig = figure(
+    method: MethodConfig = hashed(
         MethodConfig, doc="settings of presets that are sums of losses of margins"
     )
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import model_validator
 
-from chip_core.config.fields import Section, figure
+from chip_core.config.fields import Section, hashed
 from chip_core.objectives.parts import Method, Part, Quantity, Reads, Scope
 
 FDivergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
@@ -31,42 +31,42 @@ _DIFFERENCE_LOSSES = {
 class MethodConfig(Section):
     """Settings of presets that are sums of losses of margins; null: the preset's own value."""
 
-    losses: dict[str, float] | None = figure(
+    losses: dict[str, float] | None = hashed(
         None, doc="losses by TRL's names -> their weights, instead of the preset's"
     )
-    label_smoothing: float | None = figure(
+    label_smoothing: float | None = hashed(
         None, ge=0, lt=0.5, doc="for robust, exo_pair, aot and aot_unpaired"
     )
-    tau: float | None = figure(None, gt=0, doc="for discopop: temperature of its modulation")
-    f_divergence: FDivergence | None = figure(
+    tau: float | None = hashed(None, gt=0, doc="for discopop: temperature of its modulation")
+    f_divergence: FDivergence | None = hashed(
         None, doc="divergence that keeps the policy near the reference, for TRL's losses"
     )
-    f_alpha: float | None = figure(None, doc="for alpha_divergence")
-    ld_alpha: float | None = figure(
+    f_alpha: float | None = hashed(None, doc="for alpha_divergence")
+    ld_alpha: float | None = hashed(
         None, ge=0, le=1, doc="weight of tokens beyond the shorter response's length"
     )
-    shift: bool | None = figure(None, doc="for bco_pair: subtract the running mean of rewards")
-    symmetric: float | None = figure(None, ge=0, doc="symmpo: weight of the symmetric preferences")
-    second_beta: float | None = figure(None, gt=0, doc="symmpo: temperature of the second anchor")
-    consistency: float | None = figure(None, ge=0, doc="symmpo: weight of the equal margins")
-    token_weights: Literal["added", "multiplied"] | None = figure(
+    shift: bool | None = hashed(None, doc="for bco_pair: subtract the running mean of rewards")
+    symmetric: float | None = hashed(None, ge=0, doc="symmpo: weight of the symmetric preferences")
+    second_beta: float | None = hashed(None, gt=0, doc="symmpo: temperature of the second anchor")
+    consistency: float | None = hashed(None, ge=0, doc="symmpo: weight of the equal margins")
+    token_weights: Literal["added", "multiplied"] | None = hashed(
         None, doc="tpo: 'added': log c is added to log p; 'multiplied': c times log p"
     )
-    gamma: float | None = figure(None, ge=0, doc="vdpo: strength of the image's guidance; 1: none")
-    guidance: Literal["policy", "reference"] | None = figure(
+    gamma: float | None = hashed(None, ge=0, doc="vdpo: strength of the image's guidance; 1: none")
+    guidance: Literal["policy", "reference"] | None = hashed(
         None, doc="vdpo: whose log-probability without the image"
     )
-    keep: float | None = figure(None, gt=0, le=1, doc="dama: share of the batch that is kept")
-    score_mean: float | None = figure(
+    keep: float | None = hashed(None, gt=0, le=1, doc="dama: share of the batch that is kept")
+    score_mean: float | None = hashed(
         None, doc="dama: mean score difference of the data, chosen minus rejected"
     )
-    momentum: float | None = figure(
+    momentum: float | None = hashed(
         None, ge=0, lt=1, doc="dama: momentum of the running mean of gaps"
     )
-    smallest_beta: float | None = figure(None, gt=0, doc="dama: lower bound of a pair's beta")
-    alpha: float | None = figure(None, gt=0, doc="dadpo: factor of the scores' weight")
-    length: int | None = figure(None, ge=1, doc="opadpo: positions that responses are padded to")
-    masked: float | None = figure(None, ge=0, doc="opadpo: weight of the masked image's terms")
+    smallest_beta: float | None = hashed(None, gt=0, doc="dama: lower bound of a pair's beta")
+    alpha: float | None = hashed(None, gt=0, doc="dadpo: factor of the scores' weight")
+    length: int | None = hashed(None, ge=1, doc="opadpo: positions that responses are padded to")
+    masked: float | None = hashed(None, ge=0, doc="opadpo: weight of the masked image's terms")
 
     @model_validator(mode="after")
     def _known_losses(self) -> MethodConfig:

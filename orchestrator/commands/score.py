@@ -14,7 +14,7 @@ from orchestrator.commands.common.param_types import PathType, TextType
 
 if TYPE_CHECKING:
     from chip_core.evaluation.benchmarks.base import ShippedBenchmark
-    from chip_core.evaluation.scorer import Resources, Scored
+    from chip_core.evaluation.scorer import Resources, ScoreResult
 
 _FILE_TYPE: Any = PathType("file")
 
@@ -133,7 +133,7 @@ def _make_resources(
 
 
 def _scores_json(
-    scorer: ShippedBenchmark, scored: Scored, protocol: str, resources: Resources
+    scorer: ShippedBenchmark, scored: ScoreResult, protocol: str, resources: Resources
 ) -> dict[str, Any]:
     from chip_core.evaluation.unreadable import count_unreadable
 
@@ -151,7 +151,7 @@ def _scores_json(
     }
 
 
-def _print_scores(scorer: ShippedBenchmark, scored: Scored, protocol: str) -> None:
+def _print_scores(scorer: ShippedBenchmark, scored: ScoreResult, protocol: str) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -27,7 +27,7 @@ from typing import Any
 from chip_core.evaluation import aggregation
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.reading import read_json, read_objects
-from chip_core.evaluation.scorer import Scored
+from chip_core.evaluation.scorer import ScoreResult
 from chip_core.evaluation.task import BENCHMARKS, ExternalBenchmark, MetricInfo
 from chip_core.utils.errors import TrialError, UserError
 
@@ -101,7 +101,7 @@ class LmmsEvalBenchmark(ExternalBenchmark):
 
     def ask(
         self, model: Path, *, folder: Path, batch_size: int, device: str
-    ) -> tuple[Scored, Mapping[str, Any]]:
+    ) -> tuple[ScoreResult, Mapping[str, Any]]:
         """Let lmms-eval generate and score a model's answers.
 
         Args:
@@ -199,7 +199,7 @@ def _find_adapter(model: Path) -> str:
     return ADAPTERS[model_type]
 
 
-def _parse_scored(task: LmmsTask, file: Path, samples: Sequence[dict[str, Any]]) -> Scored:
+def _parse_scored(task: LmmsTask, file: Path, samples: Sequence[dict[str, Any]]) -> ScoreResult:
     results = read_json(file)
     try:
         task_results = results["results"][task.name]
@@ -223,7 +223,9 @@ def _parse_scored(task: LmmsTask, file: Path, samples: Sequence[dict[str, Any]])
             )
         )
         missing += not rating.get("eval_model")  # the judge did not reply: it counts 0 there
-    return Scored(metrics=(PERCENT.make_metric(task.metric, value, items),), n=n, missing=missing)
+    return ScoreResult(
+        metrics=(PERCENT.make_metric(task.metric, value, items),), n=n, missing=missing
+    )
 
 
 def _read_samples(task: LmmsTask, folder: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from chip_core.config.fields import Section, figure
+from chip_core.config.fields import Section, hashed
 from chip_core.config.trial import TrialConfig
 from chip_core.config.validation import find_key_problem, parse_trial_config, set_key
 from chip_core.utils.errors import ConfigError
@@ -67,8 +67,8 @@ def test_a_problem_is_a_line_with_its_key(tree: dict[str, Any], expected: str) -
 class Own(Section):
     """Settings of a user's own strategy."""
 
-    box: tuple[int, int] = figure((1, 2), doc="a box")
-    names: set[str] = figure(set(), doc="names")
+    box: tuple[int, int] = hashed((1, 2), doc="a box")
+    names: set[str] = hashed(set(), doc="names")
 
 
 def test_sections_of_a_users_own_are_held_to_it_too() -> None:

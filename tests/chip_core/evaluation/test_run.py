@@ -20,7 +20,7 @@ from chip_core.evaluation.inference.answer_files import AnswerFile, read_stored_
 from chip_core.evaluation.items import benchmark_identity
 from chip_core.evaluation.outcomes import ItemOutcome, percent
 from chip_core.evaluation.readiness import find_benchmark_problems
-from chip_core.evaluation.scorer import Scored
+from chip_core.evaluation.scorer import ScoreResult
 from chip_core.evaluation.task import ExternalBenchmark, Item, MetricInfo, Response
 from chip_core.results import Progress
 from chip_core.utils.errors import TrialError
@@ -322,11 +322,11 @@ class StubProgram(ExternalBenchmark):
 
     def ask(
         self, model: Path, *, folder: Path, batch_size: int, device: str
-    ) -> tuple[Scored, dict[str, Any]]:
+    ) -> tuple[ScoreResult, dict[str, Any]]:
         self.seen.append((model, sorted(file.name for file in model.iterdir()), device))
         outcomes = [ItemOutcome(item="1", numerator=1.0, denominator=2.0)]
         metric = percent("accuracy", "maximize", outcomes)
-        return Scored(metrics=(metric,), n=7, missing=1), {"program": "stub 1.2"}
+        return ScoreResult(metrics=(metric,), n=7, missing=1), {"program": "stub 1.2"}
 
 
 def test_another_program_gets_a_whole_model_and_gives_figures(

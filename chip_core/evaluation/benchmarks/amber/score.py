@@ -45,7 +45,7 @@ from chip_core.evaluation.reading import (
     read_json,
     require_unique_answers,
 )
-from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored, Similarity
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, ScoreResult, Similarity
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.language import (
     lemmatize_noun,
@@ -96,7 +96,7 @@ class AmberScorer(FileBenchmark):
         data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
-    ) -> Scored:
+    ) -> ScoreResult:
         """Score answers to the generative questions, the discriminative ones, or both.
 
         `chip` is the official reading of the answer after surrounding spaces are stripped.
@@ -142,7 +142,7 @@ class AmberScorer(FileBenchmark):
                 items, aggregation.detect_evaluation_type(answered_ids, groups)
             )
         )
-        return Scored(
+        return ScoreResult(
             metrics=metrics,
             n=len(pairs),
             missing=len(groups.keys() - answered_ids),

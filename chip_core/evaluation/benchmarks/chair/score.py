@@ -29,7 +29,7 @@ from chip_core.evaluation.reading import (
     require_text_responses,
     require_unique_answers,
 )
-from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, ScoreResult
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.language import (
     nltk_problems,
@@ -73,7 +73,7 @@ class ChairScorer(FileBenchmark):
         data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
-    ) -> Scored:
+    ) -> ScoreResult:
         """Score captions; an image with two captions counts twice under `official`."""
         self.require_protocol(protocol)
         require_tools(nltk_problems(("punkt_tab",)), self.name)
@@ -114,7 +114,7 @@ class ChairScorer(FileBenchmark):
             else compute_printed_values(self.metrics, items, digits=1, scorer=self.name)
         )
         expected_items = resources.only or {answer.item for answer in answers}
-        return Scored(
+        return ScoreResult(
             metrics=build_metrics(self.metrics, items, printed_values),
             n=len(scored_answers),
             missing=len(expected_items - {answer.item for answer in scored_answers}),

@@ -33,7 +33,7 @@ from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.benchmarks.hallusionbench import aggregation as hallusion_aggregation
 from chip_core.evaluation.benchmarks.hallusionbench import judge as judge_module
 from chip_core.evaluation.benchmarks.hallusionbench.aggregation import Question
-from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, ScoreResult
 from chip_core.evaluation.task import MetricInfo
 from chip_core.utils.errors import UserError
 
@@ -79,7 +79,7 @@ class HallusionBenchScorer(FileBenchmark):
         data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
-    ) -> Scored:
+    ) -> ScoreResult:
         """Score answers by their verdicts; a judge gives missing ones.
 
         `chip` is `official` with the paper's clean-up of an answer before it is judged.
@@ -122,7 +122,7 @@ class HallusionBenchScorer(FileBenchmark):
             ]
             items = hallusion_aggregation.official_items(judged)
             values = hallusion_aggregation.official_values(judged, items)
-        return Scored(
+        return ScoreResult(
             metrics=aggregation.build_metrics(self.metrics, items, values),
             n=len(judged),
             missing=sum(item not in questions for item in rows) + failed,

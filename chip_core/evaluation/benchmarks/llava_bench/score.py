@@ -26,7 +26,7 @@ from chip_core.evaluation import aggregation, reading
 from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.judge import prompts
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.scorer import Answer, JudgeRequest, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, JudgeRequest, ProtocolName, Resources, ScoreResult
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.reply_ratings import read_pair
 from chip_core.utils.errors import UserError
@@ -85,7 +85,7 @@ class LlavaBenchScorer(FileBenchmark):
         data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
-    ) -> Scored:
+    ) -> ScoreResult:
         """Let a judge rate the answers beside answers_gpt4.jsonl."""
         self.require_protocol(protocol)
         reading.require_answers(answers, self.name)
@@ -110,7 +110,7 @@ class LlavaBenchScorer(FileBenchmark):
             _RatedAnswer(question=questions[item], reference=reference, answer=answer)
             for item, (reference, answer) in replies.values.items()
         ]
-        return Scored(
+        return ScoreResult(
             metrics=aggregation.build_metrics(
                 self.metrics, _collect_items(rated), _compute_official(rated) if official else None
             ),

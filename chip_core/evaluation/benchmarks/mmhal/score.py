@@ -22,7 +22,7 @@ from chip_core.evaluation import aggregation, reading
 from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.judge import prompts
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.scorer import Answer, JudgeRequest, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, JudgeRequest, ProtocolName, Resources, ScoreResult
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.reply_ratings import read_rating
 from chip_core.utils.errors import UserError
@@ -98,7 +98,7 @@ class MmhalScorer(FileBenchmark):
         data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
-    ) -> Scored:
+    ) -> ScoreResult:
         """Let a judge rate the answers; `chip` is `official`, whose script is the paper's own."""
         self.require_protocol(protocol)
         reading.require_answers(answers, self.name)
@@ -126,7 +126,7 @@ class MmhalScorer(FileBenchmark):
         )
         ratings = replies.values
         items = _collect_items({item: questions[item][0] for item in ratings}, ratings)
-        return Scored(
+        return ScoreResult(
             metrics=aggregation.build_metrics(
                 self.metrics, items, None if corrected else _compute_official(items)
             ),

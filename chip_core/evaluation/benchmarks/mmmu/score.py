@@ -27,7 +27,7 @@ from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.benchmarks.mmmu import parsing
 from chip_core.evaluation.benchmarks.published import MMMU_ANSWERS
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, ScoreResult
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
@@ -105,7 +105,7 @@ class MmmuScorer(FileBenchmark):
         data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
-    ) -> Scored:
+    ) -> ScoreResult:
         """Score final answers or responses.
 
         A response to a multiple-choice question has `all_choices` and `index2ans` in its fields, or
@@ -136,7 +136,7 @@ class MmmuScorer(FileBenchmark):
             if not is_readable:
                 unreadable_answers.append(unreadable(item, answers_by_id[item].response))
         items = _collect_items(questions, is_right, include_empty=not official)
-        return Scored(
+        return ScoreResult(
             metrics=aggregation.build_metrics(
                 self.metrics, items, _compute_official(items) if official else None
             ),

@@ -50,7 +50,7 @@ from chip_core.evaluation.reading import (
     require_text_responses,
     require_unique_answers,
 )
-from chip_core.evaluation.scorer import Answer, Judge, ProtocolName, Resources, Scored, Tagger
+from chip_core.evaluation.scorer import Answer, Judge, ProtocolName, Resources, ScoreResult, Tagger
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.language import (
     NltkTagger,
@@ -91,7 +91,7 @@ class ObjectHalBenchScorer(FileBenchmark):
         data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
-    ) -> Scored:
+    ) -> ScoreResult:
         """Score descriptions; `chip` is `official`, which is the paper's own script."""
         self.require_protocol(protocol)
         folder = self.require_folder(data)
@@ -148,7 +148,7 @@ class ObjectHalBenchScorer(FileBenchmark):
         if not corrected:
             printed_values = compute_printed_values(self.metrics, items, digits=2, scorer=self.name)
             _check_script_summary(items)
-        return Scored(
+        return ScoreResult(
             metrics=build_metrics(self.metrics, items, printed_values),
             n=len(described),
             missing=len(expected_items - {answer.item for answer, _ in described}),

@@ -25,7 +25,7 @@ from chip_core.evaluation import aggregation, reading
 from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.benchmarks.published import pope_names
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, ScoreResult
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import unreadable
 from chip_core.utils.errors import UserError
@@ -97,7 +97,7 @@ class PopeScorer(FileBenchmark):
         data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
-    ) -> Scored:
+    ) -> ScoreResult:
         """Score answers of any of the splits against coco_pope_SPLIT.json in `data`."""
         self.require_protocol(protocol)
         reading.require_answers(answers, self.name)
@@ -115,7 +115,7 @@ class PopeScorer(FileBenchmark):
         scored = sum(
             pair.label is not None for split_pairs in pairs.values() for pair in split_pairs
         )
-        return Scored(
+        return ScoreResult(
             metrics=aggregation.build_metrics(
                 self.metrics, items, official if protocol == "official" else None
             ),

@@ -29,7 +29,7 @@ from chip_core.evaluation import aggregation, reading
 from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.benchmarks.published import read_scienceqa_split, scienceqa_names
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, ScoreResult
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
@@ -82,7 +82,7 @@ class ScienceQaScorer(FileBenchmark):
         data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
-    ) -> Scored:
+    ) -> ScoreResult:
         """Score answers to the test split of problems.json."""
         # Imported here: its patterns take a tenth of a second to compile.
         from chip_core.evaluation.text.letters import read_letter
@@ -123,7 +123,7 @@ class ScienceQaScorer(FileBenchmark):
                 "by their number; protocol corrected does not"
             )
         values = aggregation.compute_values(self.metrics, items, 2 if official else None)
-        return Scored(
+        return ScoreResult(
             metrics=aggregation.build_metrics(self.metrics, items, values),
             n=len(scored),
             missing=len(problems) - len(answers_by_id),

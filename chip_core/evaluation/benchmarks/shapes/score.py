@@ -23,7 +23,7 @@ from chip_core.evaluation.aggregation import make_outcome
 from chip_core.evaluation.benchmarks.base import ShippedBenchmark
 from chip_core.evaluation.outcomes import MetricOutcome, percent
 from chip_core.evaluation.reading import read_rows
-from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, ScoreResult
 from chip_core.evaluation.task import Item, MetricInfo
 from chip_core.shapes.world import (
     compare_caption,
@@ -62,7 +62,7 @@ class ShapesScorer(ShippedBenchmark):
         data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
-    ) -> Scored:
+    ) -> ScoreResult:
         """Score answers to any of the embedded world's splits."""
         self.require_protocol(protocol)
         try:
@@ -71,7 +71,9 @@ class ShapesScorer(ShippedBenchmark):
             raise UserError(f"shapes: {error}") from None
         answered_items = {answer.item for answer in answers}
         expected_items = resources.only or answered_items
-        return Scored(metrics=metrics, n=len(answers), missing=len(expected_items - answered_items))
+        return ScoreResult(
+            metrics=metrics, n=len(answers), missing=len(expected_items - answered_items)
+        )
 
     def truth(self, item: Item) -> str:
         """Describe an item's scene."""

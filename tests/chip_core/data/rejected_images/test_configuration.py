@@ -26,11 +26,11 @@ OWN = '''
 from PIL import ImageOps
 
 from chip_core.data.rejected_images import ImageStrategy, Traits
-from chip_core.config.fields import Section, figure
+from chip_core.config.fields import Section, hashed
 
 
 class Parameters(Section):
-    bits: int = figure(2, ge=1, le=8, doc="kept of each value")
+    bits: int = hashed(2, ge=1, le=8, doc="kept of each value")
 
 
 class Posterize(ImageStrategy[Parameters]):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation.scorer import Scored
+from chip_core.evaluation.scorer import ScoreResult
 
 #: As published, two of the lists have two spaces after a comma, and another one ends in a space.
 SYNONYMS = (
@@ -70,7 +70,7 @@ def write_annotations(folder: Path) -> Path:
     return within
 
 
-def list_counts(scored: Scored, name: str) -> list[tuple[float, float]]:
+def list_counts(scored: ScoreResult, name: str) -> list[tuple[float, float]]:
     """List numerator and denominator of each item of a metric."""
     metric = next(metric for metric in scored.metrics if metric.name == name)
     return [(outcome.numerator, outcome.denominator) for outcome in metric.items]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from chip_core.evaluation import BENCHMARKS
-from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, ScoreResult
 from chip_core.evaluation.text.similarity import TableSimilarity
 from chip_core.utils.errors import UserError
 
@@ -56,7 +56,7 @@ def score(
     protocol: ProtocolName = "official",
     similar: Mapping[tuple[str, str], float] | None = None,
     only: frozenset[str] | None = None,
-) -> Scored:
+) -> ScoreResult:
     answers = (
         said
         if isinstance(said, list)
@@ -70,7 +70,7 @@ def score(
     )
 
 
-def list_outcomes(scored: Scored, name: str) -> list[tuple[str, float, float]]:
+def list_outcomes(scored: ScoreResult, name: str) -> list[tuple[str, float, float]]:
     metric = next(metric for metric in scored.metrics if metric.name == name)
     return [(outcome.item, outcome.numerator, outcome.denominator) for outcome in metric.items]
 

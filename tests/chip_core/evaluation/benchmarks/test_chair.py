@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.chair import score as chair
-from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, ScoreResult
 from chip_core.utils.errors import UserError
 
 from . import coco_cases
@@ -32,7 +32,7 @@ def score(
     said: dict[int, str] | list[tuple[int, str]],
     protocol: ProtocolName = "official",
     coco: Path | None = None,
-) -> Scored:
+) -> ScoreResult:
     pairs = said.items() if isinstance(said, dict) else said
     return CHAIR.score(
         [Answer(item=str(image), response=text) for image, text in pairs],
@@ -183,7 +183,7 @@ def test_responses_are_read_from_every_known_key(data: Path, plain_language: Non
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return CHAIR.read_responses(file)
 
-    def scored(answers: list[Answer], protocol: ProtocolName) -> Scored:
+    def scored(answers: list[Answer], protocol: ProtocolName) -> ScoreResult:
         resources = Resources(coco=coco_cases.write_object_lists(data))
         return CHAIR.score(answers, data=data, protocol=protocol, resources=resources)
 

@@ -22,7 +22,7 @@ from chip_core.evaluation.scorer import (
     Answer,
     ProtocolName,
     Resources,
-    Scored,
+    ScoreResult,
 )
 from chip_core.utils.errors import UserError
 
@@ -89,7 +89,7 @@ def score(
     folder: Path,
     protocol: ProtocolName = "official",
     judge: FakeJudge | None = None,
-) -> Scored:
+) -> ScoreResult:
     return BENCH.score(given, data=folder, protocol=protocol, resources=Resources(judge=judge))
 
 

@@ -23,7 +23,7 @@ from chip_core.evaluation.items import (
 )
 from chip_core.evaluation.outcomes import ItemOutcome, percent
 from chip_core.evaluation.readiness import find_benchmark_problems
-from chip_core.evaluation.scorer import Answer, JudgeRequest, Resources, Scored
+from chip_core.evaluation.scorer import Answer, JudgeRequest, Resources, ScoreResult
 from chip_core.evaluation.task import Benchmark, Decoding, Item, MetricInfo, Picture, Side
 from chip_core.evaluation.text.similarity import TableSimilarity
 from chip_core.shapes.world import SHAPES
@@ -182,7 +182,7 @@ class OwnBenchmark(Benchmark):
         data: Path | None,
         protocol: str,
         resources: Resources,
-    ) -> Scored:
+    ) -> ScoreResult:
         known = [answer for answer in answers if answer.item in self.ids]
         outcomes = [
             ItemOutcome(
@@ -192,7 +192,7 @@ class OwnBenchmark(Benchmark):
             )
             for answer in known
         ]
-        return Scored(
+        return ScoreResult(
             metrics=(percent("right", "maximize", outcomes),),
             n=len(known),
             missing=len(self.ids) - len(known),
@@ -212,7 +212,7 @@ class UndeclaredMetric(OwnBenchmark):
 
 
 class WrongTotal(OwnBenchmark):
-    def score(self, answers: Sequence[Answer], **given: object) -> Scored:  # type: ignore[override]
+    def score(self, answers: Sequence[Answer], **given: object) -> ScoreResult:  # type: ignore[override]
         found = super().score(answers, **given)  # type: ignore[arg-type]
         moved = tuple(replace(metric, value=17.0) for metric in found.metrics)
         return replace(found, metrics=moved)
@@ -221,12 +221,12 @@ class WrongTotal(OwnBenchmark):
 class OrderDependent(OwnBenchmark):
     ids = ("a", "b")
 
-    def score(self, answers: Sequence[Answer], **given: object) -> Scored:  # type: ignore[override]
+    def score(self, answers: Sequence[Answer], **given: object) -> ScoreResult:  # type: ignore[override]
         return super().score(answers[:1], **given)  # type: ignore[arg-type]
 
 
 class CrashesOnEmptyAnswers(OwnBenchmark):
-    def score(self, answers: Sequence[Answer], **given: object) -> Scored:  # type: ignore[override]
+    def score(self, answers: Sequence[Answer], **given: object) -> ScoreResult:  # type: ignore[override]
         if not any(answer.response for answer in answers):
             raise ZeroDivisionError("division by zero")
         return super().score(answers, **given)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from chip_core.evaluation.scorer import (
     Answer,
     ProtocolName,
     Resources,
-    Scored,
+    ScoreResult,
 )
 from chip_core.evaluation.text.reply_ratings import read_pair
 from chip_core.utils.errors import UserError
@@ -70,7 +70,7 @@ def score(
     replies: Mapping[str, str | None] | FakeJudge,
     protocol: ProtocolName = "official",
     only: frozenset[str] | None = None,
-) -> Scored:
+) -> ScoreResult:
     judge = replies if isinstance(replies, FakeJudge) else FakeJudge(replies)
     resources = Resources(judge=judge, only=only)
     return BENCH.score(given, data=folder, protocol=protocol, resources=resources)

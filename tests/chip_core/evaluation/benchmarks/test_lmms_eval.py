@@ -12,7 +12,7 @@ import pytest
 
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks import lmms_eval
-from chip_core.evaluation.scorer import Scored
+from chip_core.evaluation.scorer import ScoreResult
 from chip_core.utils.errors import TrialError, UserError
 
 #: Stands in for a Python that has lmms-eval: answers for its version, else leaves results as it
@@ -67,7 +67,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def ask(model: Path, out: Path, name: str = "mmvet") -> tuple[Scored, Mapping[str, Any]]:
+def ask(model: Path, out: Path, name: str = "mmvet") -> tuple[ScoreResult, Mapping[str, Any]]:
     return BENCHMARKS[name].ask(model, folder=out, batch_size=4, device="cpu")
 
 

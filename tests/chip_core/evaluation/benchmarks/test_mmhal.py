@@ -17,7 +17,7 @@ from chip_core.evaluation.scorer import (
     Answer,
     ProtocolName,
     Resources,
-    Scored,
+    ScoreResult,
 )
 from chip_core.evaluation.text.reply_ratings import read_rating
 from chip_core.utils.errors import UserError
@@ -53,7 +53,7 @@ def score(
     folder: Path,
     replies: Mapping[str, str | None],
     protocol: ProtocolName = "official",
-) -> Scored:
+) -> ScoreResult:
     resources = Resources(judge=FakeJudge(replies))
     return MMHAL.score(given, data=folder, protocol=protocol, resources=resources)
 

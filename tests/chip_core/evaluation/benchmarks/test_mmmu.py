@@ -20,7 +20,7 @@ from chip_core.evaluation.benchmarks.mmmu.parsing import (
     parse_choice,
     parse_open,
 )
-from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, ScoreResult
 from chip_core.utils.errors import UserError
 
 MMMU = BENCHMARKS["mmmu"]
@@ -59,7 +59,7 @@ def score(
     folder: Path,
     protocol: ProtocolName = "official",
     only: frozenset[str] | None = None,
-) -> Scored:
+) -> ScoreResult:
     return MMMU.score(given, data=folder, protocol=protocol, resources=Resources(only=only))
 
 

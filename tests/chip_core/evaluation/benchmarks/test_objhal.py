@@ -24,7 +24,7 @@ from chip_core.evaluation.scorer import (
     JudgeRequest,
     ProtocolName,
     Resources,
-    Scored,
+    ScoreResult,
 )
 from chip_core.utils.errors import UserError
 
@@ -45,7 +45,7 @@ def score(
     protocol: ProtocolName = "official",
     said: Mapping[int, str] | None = None,
     coco: Path | None = None,
-) -> Scored:
+) -> ScoreResult:
     texts = said or dict.fromkeys(replies, LONG)
     return OBJHAL.score(
         [

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.pope.score import METRIC_NAMES, SPLITS, parse_as_script
-from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, ScoreResult
 from chip_core.evaluation.text.verdicts import read_verdict
 from chip_core.utils.errors import UserError
 
@@ -42,7 +42,7 @@ def score(
     folder: Path,
     protocol: ProtocolName = "official",
     only: frozenset[str] | None = None,
-) -> Scored:
+) -> ScoreResult:
     return POPE.score(given, data=folder, protocol=protocol, resources=Resources(only=only))
 
 

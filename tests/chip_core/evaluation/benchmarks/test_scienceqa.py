@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.scienceqa.score import parse_as_script
-from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, ScoreResult
 from chip_core.evaluation.text.letters import read_letter
 from chip_core.utils.errors import UserError
 
@@ -56,7 +56,9 @@ def make_answers(**said: str) -> list[Answer]:
     return [Answer(item=item[1:], response=each) for item, each in said.items()]
 
 
-def score(given: Sequence[Answer], folder: Path, protocol: ProtocolName = "official") -> Scored:
+def score(
+    given: Sequence[Answer], folder: Path, protocol: ProtocolName = "official"
+) -> ScoreResult:
     return QA.score(given, data=folder, protocol=protocol, resources=Resources())
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.mmmu.parsing import is_open_answer_right, read_open
-from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, ScoreResult
 from chip_core.evaluation.text.letters import read_letter
 from chip_core.evaluation.text.verdicts import read_verdict
 
@@ -118,7 +118,7 @@ def test_mmmu_counts_and_shows_what_was_not_read(tmp_path: Path) -> None:
         for item, text in zip(truths, said, strict=True)
     ]
 
-    def score(protocol: ProtocolName) -> Scored:
+    def score(protocol: ProtocolName) -> ScoreResult:
         resources = Resources()
         return BENCHMARKS["mmmu"].score(
             given, data=tmp_path, protocol=protocol, resources=resources

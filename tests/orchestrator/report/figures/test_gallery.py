@@ -71,10 +71,10 @@ def test_two_files_of_one_name_are_two_images(
 
 OWN = """
 from chip_core.data.rejected_images import ImageStrategy, Traits
-from chip_core.config.fields import Section, figure
+from chip_core.config.fields import Section, hashed
 
 class Parameters(Section):
-    value: int = figure(9, doc="what is taken from white")
+    value: int = hashed(9, doc="what is taken from white")
 
 class Pale(ImageStrategy[Parameters]):
     parameters = Parameters
