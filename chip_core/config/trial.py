@@ -419,6 +419,11 @@ class EngineConfig(Section):
         unhashed("auto", doc="kind of attention; 'auto': transformers' choice for the model")
     )
 
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether a worker computes on a GPU; under 'auto', if one is reserved for it."""
+        return self.device == "cuda" or (self.device == "auto" and self.gpus_per_worker > 0)
+
     @field_validator("gpus_per_worker", mode="before")
     @classmethod
     def _validate_gpus_per_worker(cls, value: Any) -> Any:

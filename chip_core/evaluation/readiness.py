@@ -280,8 +280,7 @@ def find_unmet_requirements(config: TrialConfig) -> list[str]:
 
 def _find_compiler_problems(config: TrialConfig) -> list[str]:
     """Return what torch.compile lacks here: Triton on a GPU, and a compiler anywhere."""
-    uses_gpu = config.engine.gpus_per_worker > 0 or config.engine.device == "cuda"
-    if uses_gpu and find_spec("triton") is None:
+    if config.engine.uses_gpu and find_spec("triton") is None:
         return [
             "engine.compile is layers, but triton is not installed here: install a CUDA build of "
             "torch, which includes it, or write engine.compile: off"

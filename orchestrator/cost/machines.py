@@ -12,8 +12,7 @@ from orchestrator.cost.workload import TrialWork
 
 def trial_machine(config: TrialConfig) -> str | None:
     """Return the device that a trial would run on here; None if there is none."""
-    engine = config.engine
-    if engine.device == "cuda" or (engine.device == "auto" and engine.gpus_per_worker > 0):
+    if config.engine.uses_gpu:
         return device_name("cuda") if gpu_count() else None
     return cpu_name()  # Ray hides the GPUs from a worker that asks for none
 

@@ -179,7 +179,7 @@ class MemoryEstimator:
                 tree,
                 [config.vision_encoder, config.projector, config.language_model],
                 [engine.micro_batch, engine.gradient_checkpointing, engine.prefix_sharing],
-                [engine.logits_chunk, wants_gpu(config), passes or spread],
+                [engine.logits_chunk, engine.uses_gpu, passes or spread],
                 [config.reference_precision, reference, spread],
             ]
         )
@@ -272,7 +272,7 @@ def estimate_fits(
                 parts={} if worker is None else worker.parts,
                 basis="" if step is None else step.basis,
                 changes=changes,
-                gpu=wants_gpu(config),
+                gpu=config.engine.uses_gpu,
             )
         )
     return memory_fits
@@ -319,7 +319,7 @@ def find_fitting_changes(
             yield change
             return
     precisions = _PRECISION_CHANGES if config.model.dtype == "bf16" else ()
-    shardings = _sharding_changes(config.engine) if wants_gpu(config) else []
+    shardings = _sharding_changes(config.engine) if config.engine.uses_gpu else []
     adapters = [{"language_model": "lora"}] if config.language_model == "full" else []
     for candidates, changes_figures in (
         (_add_effective(config, kept, precisions), True),
@@ -501,11 +501,6 @@ def _group_by_training(work: Workload) -> dict[str, list[TrialWork]]:
     return groups
 
 
-def wants_gpu(config: TrialConfig) -> bool:
-    """Return whether a trial is to run on a GPU."""
-    return config.engine.gpus_per_worker > 0 or config.engine.device == "cuda"
-
-
 def _device_bytes(config: TrialConfig, at_once: int | None, device_gib: float | None) -> int | None:
     """Return the bytes of a device that one trial may take."""
     share = config.engine.gpus_per_worker
@@ -515,7 +510,7 @@ def _device_bytes(config: TrialConfig, at_once: int | None, device_gib: float | 
     machine = trial_machine(config)
     if machine is None:
         return None
-    if wants_gpu(config):
+    if config.engine.uses_gpu:
         import torch
 
         return int(torch.cuda.get_device_properties(0).total_memory * gpu_share)

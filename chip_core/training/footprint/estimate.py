@@ -142,10 +142,9 @@ def has_several_passes(config: TrialConfig, shape: RowShape) -> bool:
 
 def _combine(measured: StepMeasurement, config: TrialConfig, precision: Precision) -> Footprint:
     """Return the parts at the peak, which is in a pass or in the update."""
-    on_gpu = config.engine.gpus_per_worker > 0 or config.engine.device == "cuda"
     # On a GPU, AdamW is one kernel without temporary memory. On a CPU it updates one weight at a
     # time, and so it does with 8-bit moments, which are converted to fp32.
-    update_bytes = 0 if on_gpu else 2 * FP32 * measured.largest_weight
+    update_bytes = 0 if config.engine.uses_gpu else 2 * FP32 * measured.largest_weight
     if config.optimizer.states == "int8":
         update_bytes = 4 * FP32 * measured.largest_weight
     if precision.piece is not None:

@@ -389,9 +389,10 @@ class _Step:
 
 def _logits_chunk(config: TrialConfig, positions: int) -> int:
     """Return how many positions' logits are held at a time; all if the GPU's memory decides."""
-    requested = config.engine.logits_chunk
-    gpu = config.engine.gpus_per_worker > 0 or config.engine.device == "cuda"
-    return positions if requested is None and gpu else chunk_size(requested, 1, None)
+    engine = config.engine
+    if engine.logits_chunk is None and engine.uses_gpu:
+        return positions
+    return chunk_size(engine.logits_chunk, 1, None)
 
 
 def _take_gradient(gradients: list[Tensor] | None, parameter: Tensor) -> None:

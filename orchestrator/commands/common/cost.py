@@ -136,9 +136,9 @@ def require_device_memory(plan: Plan, workdir: Path, request: CostRequest) -> No
     Raises:
         ConfigError: some are too large; lists what would fit for each.
     """
-    from orchestrator.cost.memory import require_fit, wants_gpu
+    from orchestrator.cost.memory import require_fit
 
-    if not any(wants_gpu(trial.config) for trial in plan.trials):
+    if not any(trial.config.engine.uses_gpu for trial in plan.trials):
         return
     if request.on_cluster and request.device_gib is None:
         return

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from .conftest import STUDY
@@ -57,6 +58,16 @@ def test_a_plan_shows_its_cost_on_the_terminal(
     assert "with 3 seeds and 20 items a difference of about" in flat
     assert "estimated, of" in flat
     assert "activations" in flat
+
+
+def test_a_training_on_the_cpu_reads_no_gpu_though_one_is_reserved(
+    run_on_study: Callable[..., tuple[int, str, str]],
+) -> None:
+    on_cpu = ["--set", "engine.gpus_per_worker=1", "--set", "engine.device=cpu"]
+    code, out, _ = run_on_study("plan", *GIVEN, *on_cpu, "--executor", "inline", "--json")
+    assert code == 0
+    fit = json.loads(out)["cost"]["memory"][0]
+    assert fit["device_bytes"] == psutil.virtual_memory().total
 
 
 def test_without_rates_it_is_not_known(
