@@ -136,8 +136,9 @@ class ObjectiveConfig(Shorthand):
     def _apply_preset_beta(cls, value: Any) -> Any:
         if isinstance(value, str):  # the shorthand is only expanded after this validator
             value = {cls.shorthand: value}
-        if isinstance(value, dict) and value.get("preset") in PRESET_BETAS:
-            return {"beta": PRESET_BETAS[value["preset"]], **value}
+        preset = value.get("preset") if isinstance(value, dict) else None
+        if isinstance(preset, str) and preset in PRESET_BETAS:
+            return {"beta": PRESET_BETAS[preset], **value}
         return value
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ from orchestrator.study.search import TuneFile
 class StudyFile(BaseModel):
     """A study: a question, a recipe, what is varied, seeds, benchmarks (docs/study-files.md)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     study: str = Field(description="its name: letters, digits, '-', '_' and '.'")
     question: str = Field("", description="the question that it answers, in a sentence")

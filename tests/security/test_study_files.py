@@ -184,6 +184,9 @@ TEXTS: dict[str, str | bytes] = {
     "a published infinity": (
         f"{SCORED}published: [{{source: x, arm: base, values: {{shapes/chair_i: .inf}}}}]"
     ),
+    "a judge's setting of NaN": (
+        f"{BASE}benchmarks: {{report: [{{name: mmhal, judge: {{model: m, send: {{x: .nan}}}}}}]}}"
+    ),
     "a budget of NaN": f"{BASE}budget: {{gpu_hours: .nan}}",
     "a budget below 0": f"{BASE}budget: {{gpu_hours: -1}}",
     "a search of nothing": f"{BASE}tune: []",

@@ -27,6 +27,7 @@ def find_problems(**tree: Any) -> list[str]:
         ({"optimizer": {"\x1b[31m": 1}}, "optimizer.\ufffd[31m: unknown key: choices: betas, clip"),
         ({"training": {"batch_size": 0}}, "training.batch_size: input should be greater than or"),
         ({"training": {"batch_size": [1]}}, "training.batch_size: input should be a valid integ"),
+        ({"objective": {"preset": ["dpo"]}}, "objective.preset: input should be a valid string"),
         ({"objective": {"beta": float("inf")}}, "objective.beta: input should be a finite number"),
         ({"objective": {"anchor": {"delta": float("nan")}}}, "delta: input should be a finite nu"),
         ({"objective": {"custom": {"a:b": float("nan")}}}, "custom.a:b: input should be a finite"),
