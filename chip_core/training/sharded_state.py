@@ -112,7 +112,7 @@ def load_shards(
     mismatched = [key for key, value in targets.items() if not _is_complete(saved.get(key), value)]
     if mismatched:
         raise UnfitError(
-            f"{folder.name} misses {len(mismatched)} of {len(targets)} tensors, or has them in "
+            f"{folder.name} lacks {len(mismatched)} of {len(targets)} tensors, or has them in "
             f"other shapes ({mismatched[0]}, …)"
         )
     with torch.no_grad(), _unwrap_dcp_errors(), warnings.catch_warnings():

@@ -364,7 +364,7 @@ def count_images_on_host(base: Any, ids: Tensor) -> Iterator[None]:
     ) -> Tensor:
         if token_count * inputs_embeds.shape[-1] != image_features.numel():
             raise ValueError(
-                f"the row has {token_count} image tokens, but its images "
+                f"the row has {token_count} image tokens, but its images have "
                 f"{image_features.numel() / inputs_embeds.shape[-1]:g} features"
             )
         return input_ids.eq(token).unsqueeze(-1)

@@ -148,7 +148,7 @@ def test_what_is_not_whole_is_not_put_into_the_model(base: Any, tmp_path: Path, 
     harm(tensors, info)
     save_file(tensors, tmp_path / name, info)
     before = copy.deepcopy(other.get_state())
-    with pytest.raises(UnfitError, match=r"misses 1 of \d+ tensors, or has them in other shapes"):
+    with pytest.raises(UnfitError, match=r"lacks 1 of \d+ tensors, or has them in other shapes"):
         load_shards(tmp_path, other.names(), optimizer=other.optimizer, state=rest)
     assert is_equal(other.get_state(), before)
 

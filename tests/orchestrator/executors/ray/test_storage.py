@@ -22,7 +22,7 @@ from orchestrator.storage.remote import RemoteStorage
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head for drivers, and two machines with one CPU, each with a cache of its own."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
     small = {"object_store_memory": 80 * 1024**2}
     head = {"num_cpus": 0, "resources": {"chip_driver": 3}, "include_dashboard": False, **small}
     for name, value in PROCESS_ENVIRONMENT.items():

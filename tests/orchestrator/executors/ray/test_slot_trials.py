@@ -12,7 +12,7 @@ from orchestrator.executors.base import Job, JobAnswered, JobEvent, JobFinished
 from orchestrator.executors.ray.tuner import RayTuneExecutor
 from orchestrator.jobs.attempt import execute_job
 
-from ...chip_core.trainings import hash_outputs
+from ....chip_core.trainings import hash_outputs
 
 SHORT: dict[str, Any] = {
     "model": "shapes",

@@ -36,7 +36,7 @@ from orchestrator.executors.ray.tuner import RayTuneExecutor
 from orchestrator.jobs.attempt import execute_job
 from orchestrator.jobs.placement import max_concurrent_trials
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]  # of ray_jobs.py
 
 
 @pytest.fixture(autouse=True)
