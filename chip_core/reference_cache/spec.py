@@ -230,8 +230,7 @@ def _stores_features(config: TrialConfig) -> bool:
     trains_in_tower = config.projector != "frozen" and has_projector_in_tower(config.model)
     if engine.feature_cache == "auto" and trains_in_tower:
         return False  # training within the tower changes its output
-    on_gpu = engine.gpus_per_worker > 0 or engine.device == "cuda"
-    return engine.feature_cache == "on" or not on_gpu
+    return engine.feature_cache == "on" or not engine.uses_gpu
 
 
 def with_hidden(spec: CacheSpec, precision: Literal["fp32", "bf16"]) -> CacheSpec:

@@ -174,6 +174,10 @@ def test_another_rejected_image_shares_the_text(change: dict[str, Any]) -> None:
         ({"objective": "dpo", "vision_encoder": "staged"}, ["text"]),
         ({"objective": "dpo", "engine": {"gpus_per_worker": 1}}, ["text"]),
         (
+            {"objective": "dpo", "engine": {"gpus_per_worker": 1, "device": "cpu"}},
+            ["text", "image features"],
+        ),
+        (
             {"objective": "dpo", "engine": {"gpus_per_worker": 1, "feature_cache": "on"}},
             ["text", "image features"],
         ),
