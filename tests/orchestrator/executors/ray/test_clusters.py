@@ -36,7 +36,8 @@ from orchestrator.executors.ray.tuner import RayTuneExecutor
 from orchestrator.jobs.attempt import execute_job
 from orchestrator.jobs.placement import max_concurrent_trials
 
-HERE = Path(__file__).parents[1]  # of ray_jobs.py
+#: Where ray_jobs.py is. Without an __init__.py, this folder `ray` does not hide the package.
+HERE = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
